@@ -1,0 +1,199 @@
+"""Settings: built once, frozen, and their relations checked where they are built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from election.errors import ConfigError
+from election.keys import check_name
+
+DEFAULT_ENDPOINT = "127.0.0.1:2379"
+DEFAULT_NAMESPACE = "default"
+ETCD_ELECTION_TIMEOUT_S = 1.0
+"""etcd's default election timeout (`--election-timeout`). The margin must not be smaller: see CandidateConfig."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """Files in PEM form. `cacert` None means the system's roots; `cert` and `key` go together."""
+
+    cacert: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            raise ConfigError("a client certificate needs its key, and a key its certificate: give both or none")
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdConfig:
+    """How to reach etcd.
+
+    `call_timeout_s` bounds a whole call with all its attempts; `attempt_timeout_s` bounds one attempt on one
+    member, after which a call that is safe to repeat goes to the next member. A hung member costs that long.
+    """
+
+    endpoints: tuple[str, ...] = (DEFAULT_ENDPOINT,)
+    tls: TlsConfig | None = None
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    call_timeout_s: float = 5.0
+    attempt_timeout_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.endpoints:
+            raise ConfigError("no etcd endpoint is given: name at least one HOST:PORT")
+        for endpoint in self.endpoints:
+            _check_endpoint(endpoint)
+        _check_positive("call_timeout_s", self.call_timeout_s)
+        _check_positive("attempt_timeout_s", self.attempt_timeout_s)
+        if self.attempt_timeout_s > self.call_timeout_s:
+            raise ConfigError(
+                f"attempt_timeout_s ({self.attempt_timeout_s:g}) is longer than "
+                f"call_timeout_s ({self.call_timeout_s:g}): an attempt is a part of a call"
+            )
+        if (self.user is None) != (self.password is None):
+            raise ConfigError("an etcd user needs a password: give NAME:PASSWORD")
+
+    @classmethod
+    def parse(
+        cls, endpoints: str | Iterable[str], *, tls: TlsConfig | None = None, user: str | None = None
+    ) -> EtcdConfig:
+        """Builds from what people write: `host:port,host:port` with or without a scheme, `NAME:PASSWORD`.
+
+        A scheme of https asks for TLS with the system's roots where no `tls` is given.
+
+        Raises:
+            ConfigError: for schemes that differ, other schemes, and everything that the constructor checks.
+        """
+        written = endpoints.split(",") if isinstance(endpoints, str) else list(endpoints)
+        addresses, schemes = [], set()
+        for text in (text.strip() for text in written):
+            scheme, separator, rest = text.partition("://")
+            schemes.add(scheme if separator else "")
+            addresses.append((rest if separator else text).rstrip("/"))
+        if unknown := schemes - {"", "http", "https"}:
+            raise ConfigError(f"endpoint scheme {min(unknown)!r} is not known: use http or https")
+        if "https" in schemes and len(schemes) > 1:
+            raise ConfigError("some endpoints are https and some are not: give all of them one scheme")
+        if "https" in schemes and tls is None:
+            tls = TlsConfig()
+        if tls is not None and "http" in schemes:
+            raise ConfigError("TLS files are given, but the endpoints say http://: say https:// or nothing")
+        name, separator, password = (user or "").partition(":")
+        return cls(
+            endpoints=tuple(addresses),
+            tls=tls,
+            user=name if user else None,
+            password=password if separator else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateConfig:
+    """How a candidate holds its lease.
+
+    The margin is how long before the lease's end the candidate stops: it covers the drift between two clocks
+    and the time for which a deposed etcd leader may still answer renewals, which is one election timeout.
+    `retry_s` is the first pause after a failure; it doubles up to `retry_max_s`, with jitter.
+    """
+
+    ttl_s: int = 10
+    margin_s: float = 1.0
+    renew_s: float | None = None
+    retry_s: float = 0.25
+    retry_max_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        _check_positive("ttl_s", self.ttl_s)
+        _check_positive("margin_s", self.margin_s)
+        _check_positive("retry_s", self.retry_s)
+        check_lease_relations(self.ttl_s, self.margin_s, self.renew_interval_s)
+        if self.retry_s > self.renew_interval_s:
+            raise ConfigError(
+                f"retry_s ({self.retry_s:g}) is longer than the renew interval ({self.renew_interval_s:g}): "
+                "a failed renewal must be tried again before the next one is due"
+            )
+        if self.retry_max_s < self.retry_s:
+            raise ConfigError(f"retry_max_s ({self.retry_max_s:g}) is smaller than retry_s ({self.retry_s:g})")
+
+    @property
+    def renew_interval_s(self) -> float:
+        """Seconds from one renewal to the next: a third of the TTL where nothing else is said."""
+        return self.ttl_s / 3 if self.renew_s is None else self.renew_s
+
+
+def check_lease_relations(ttl_s: float, margin_s: float, renew_s: float) -> None:
+    """Checks the relations of DESIGN: three renewals fit into a TTL, and the margin leaves at least half of it.
+
+    Called for the TTL that is asked for, and again for the one that etcd granted.
+
+    Raises:
+        ConfigError: with both sides of the relation that does not hold.
+    """
+    _check_positive("renew_s", renew_s)
+    if renew_s * 3 > ttl_s * (1 + 1e-9):
+        raise ConfigError(f"renew interval ({renew_s:g} s) x 3 is longer than the TTL ({ttl_s:g} s): renew more often")
+    if margin_s >= ttl_s / 2:
+        raise ConfigError(
+            f"margin ({margin_s:g} s) is not smaller than half of the TTL ({ttl_s:g} s): "
+            f"use a TTL of more than {2 * margin_s:g} s"
+        )
+    if margin_s < ETCD_ELECTION_TIMEOUT_S:
+        raise ConfigError(
+            f"margin ({margin_s:g} s) is smaller than one etcd election timeout "
+            f"({ETCD_ELECTION_TIMEOUT_S:g} s): a deposed etcd leader may answer renewals for that long"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """How an agent holds its lease."""
+
+    ttl_s: int = 15
+    margin_s: float = 1.0
+    retry_s: float = 0.25
+    retry_max_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        _check_positive("ttl_s", self.ttl_s)
+        check_lease_relations(self.ttl_s, self.margin_s, self.ttl_s / 3)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorConfig:
+    """When the collector reaps.
+
+    `grace_s` counts from when the liveness key vanished; `reconcile_s` is how often everything is listed and
+    compared; `retention_s` is how long a tombstone stays.
+    """
+
+    grace_s: float = 10.0
+    reconcile_s: float = 60.0
+    retention_s: int = 7 * 24 * 3600
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.grace_s) and self.grace_s >= 0):
+            raise ConfigError(f"grace_s must be 0 or more, not {self.grace_s:g}")
+        _check_positive("reconcile_s", self.reconcile_s)
+        _check_positive("retention_s", self.retention_s)
+
+
+def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Returns a copy of the labels if every name is a valid name; raises ConfigError otherwise."""
+    return {check_name("label", name): value for name, value in labels.items()}
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{name} must be more than 0, not {value:g}")
+
+
+def _check_endpoint(endpoint: str) -> None:
+    host, separator, port = endpoint.rpartition(":")
+    if not (separator and host and port.isdecimal() and 0 < int(port) < 65536):
+        raise ConfigError(f"endpoint {endpoint!r} is not HOST:PORT")

@@ -1,0 +1,88 @@
+"""The errors that this project raises: one small tree.
+
+Every error's text is one line that says what is wrong and, where somebody can act on it, what to do.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ElectionError(Exception):
+    """The root: catching this catches everything that the project raises on purpose."""
+
+
+class ConfigError(ElectionError):
+    """A setting, a name or a file that cannot be used; raised before anything was sent."""
+
+
+class RecordTooLarge(ConfigError):
+    """A record or value over the limit of its kind; nothing was written."""
+
+
+class EtcdError(ElectionError):
+    """A call to etcd failed.
+
+    `indefinite` says whether a write of that call may have happened all the same. It is False for errors that
+    etcd raises before it proposes the write, and always False for reads and for calls that are safe to repeat.
+    """
+
+    def __init__(self, message: str, *, indefinite: bool = False) -> None:
+        super().__init__(message)
+        self.indefinite = indefinite
+
+
+class EtcdUnavailable(EtcdError):
+    """No member answered in time, or none has a quorum."""
+
+
+class LeaseNotFound(EtcdError):
+    """The lease has expired or was revoked, or never was."""
+
+
+class Compacted(EtcdError):
+    """The revision asked for is gone; list again."""
+
+    def __init__(self, message: str, *, compact_revision: int) -> None:
+        super().__init__(message)
+        self.compact_revision = compact_revision
+
+
+class NoSpace(EtcdError):
+    """etcd's database is full: nothing can be put or granted until an operator makes room."""
+
+
+class AccessDenied(EtcdError):
+    """etcd refused the user, the password, the token or the permission."""
+
+
+class LossReason(StrEnum):
+    """Why a term, or an attempt to win one, ended."""
+
+    EXPIRED = "expired"
+    KEY_DELETED = "key_deleted"
+    RESIGNED = "resigned"
+    STEPPED_DOWN = "stepped_down"
+    TRANSFERRED = "transferred"
+    WORK_FAILED = "work_failed"
+    CLOSED = "closed"
+
+
+class NotLeader(ElectionError):
+    """Raised by `Term.check`: this process must not act as the leader any more."""
+
+    def __init__(self, message: str, *, reason: LossReason) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Deposed(ElectionError):
+    """A fenced write was refused by etcd: the token is not the leader's any more. Nothing was written."""
+
+
+class AgentLost(ElectionError):
+    """The agent's lease is gone or may be gone: what it writes now would be refused. It has to register anew."""
+
+
+class AgentExists(ElectionError):
+    """Another live process holds this agent id."""

@@ -1,0 +1,1 @@
+"""Knows etcd's v3 API and nothing of elections."""

@@ -1,0 +1,290 @@
+"""Calls to an etcd cluster of several members.
+
+Every call has a deadline. A call that is safe to repeat goes on to the next member when one is dead, hung or cut
+off; a write that is not safe to repeat is tried again only when the member surely did not begin. Its failure is
+otherwise *indefinite*, and the caller has to read back (Jepsen found lost updates in jetcd 0.8.2 for retrying).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from enum import Enum
+from types import TracebackType
+from typing import Any, Self
+
+from grpc import StatusCode
+
+from election.clock import BootClock, Clock
+from election.config import EtcdConfig
+from election.errors import EtcdError
+from election.etcd import methods
+from election.etcd.failures import Remedy, error_from, remedy_for
+from election.etcd.methods import Method, Req, Resp
+from election.etcd.transport import GrpcTransport, Metadata, RpcFailed, Stream, Transport
+from election.keys import range_end
+from election.pb.etcd import election_pb2 as el
+from election.pb.etcd import kv_pb2 as kv
+from election.pb.etcd import rpc_pb2 as rpc
+
+
+class Repeat(Enum):
+    """Whether a call may be sent again when it is not known what became of it."""
+
+    SAFE = "its second execution changes nothing"
+    NEVER = "its second execution could change something"
+
+
+class EtcdClient:
+    """etcd's v3 API over several members. Made in, and used from, one event loop.
+
+    All methods raise `EtcdError` or one of its kinds, and nothing else but CancelledError. Cancelling one cancels
+    the call; a write that is cancelled may have happened.
+    """
+
+    def __init__(self, config: EtcdConfig, *, clock: Clock | None = None, transport: Transport | None = None) -> None:
+        self.config = config
+        self.clock: Clock = clock or BootClock()
+        self._transport: Transport = transport or GrpcTransport(config)
+        self._member = secrets.randbelow(len(self._transport.endpoints))
+        self._token: str | None = None
+        self._token_lock = asyncio.Lock()
+        self._raft_term = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends all calls and connections. Leases are not revoked: their owners do that."""
+        await self._transport.close()
+
+    @property
+    def raft_term(self) -> int:
+        """The highest raft term that any answer has carried; an answer below it comes from a deposed leader."""
+        return self._raft_term
+
+    # --- key-value -----------------------------------------------------------------------------------------
+
+    async def get(self, key: bytes) -> tuple[kv.KeyValue | None, rpc.ResponseHeader]:
+        """Reads one key, linearizably."""
+        answer = await self.range(rpc.RangeRequest(key=key))
+        return (answer.kvs[0] if answer.kvs else None), answer.header
+
+    async def list(self, prefix: bytes) -> rpc.RangeResponse:
+        """Reads all keys with a prefix, oldest first, linearizably, at one revision: that of the header."""
+        return await self.range(
+            rpc.RangeRequest(
+                key=prefix,
+                range_end=range_end(prefix),
+                sort_target=rpc.RangeRequest.CREATE,
+                sort_order=rpc.RangeRequest.ASCEND,
+            )
+        )
+
+    async def range(self, request: rpc.RangeRequest) -> rpc.RangeResponse:
+        """Reads a range as the request says."""
+        return await self.call(methods.RANGE, request)
+
+    async def put(self, key: bytes, value: bytes, *, lease: int = 0) -> rpc.PutResponse:
+        """Writes one key. An indefinite failure is not repeated."""
+        return await self.call(methods.PUT, rpc.PutRequest(key=key, value=value, lease=lease), repeat=Repeat.NEVER)
+
+    async def delete(self, key: bytes, end: bytes = b"") -> rpc.DeleteRangeResponse:
+        """Deletes one key, or a range of them. An indefinite failure is not repeated."""
+        return await self.call(
+            methods.DELETE_RANGE, rpc.DeleteRangeRequest(key=key, range_end=end), repeat=Repeat.NEVER
+        )
+
+    async def txn(
+        self,
+        compare: Sequence[rpc.Compare],
+        success: Sequence[rpc.RequestOp],
+        failure: Sequence[rpc.RequestOp] = (),
+        *,
+        repeat: Repeat = Repeat.NEVER,
+        timeout_s: float | None = None,
+    ) -> rpc.TxnResponse:
+        """Runs one transaction.
+
+        Say `Repeat.SAFE` only when a second execution after a first one that went unnoticed is harmless, and its
+        answer can be told apart or means the same.
+        """
+        request = rpc.TxnRequest(compare=compare, success=success, failure=failure)
+        return await self.call(methods.TXN, request, repeat=repeat, timeout_s=timeout_s)
+
+    async def compact(self, revision: int) -> None:
+        """Forgets the history up to a revision. For tests and drills; operators have etcd's auto-compaction."""
+        await self.call(methods.COMPACT, rpc.CompactionRequest(revision=revision, physical=True), repeat=Repeat.NEVER)
+
+    # --- leases --------------------------------------------------------------------------------------------
+
+    async def lease_grant(self, ttl_s: int, *, timeout_s: float | None = None) -> rpc.LeaseGrantResponse:
+        """Grants a lease; the answer's TTL is the granted one, which may be longer.
+
+        The id is drawn here and not by etcd, so that the call can be repeated on another member.
+        """
+        lease = secrets.randbelow(2**63 - 1) + 1
+        try:
+            return await self.call(methods.LEASE_GRANT, rpc.LeaseGrantRequest(TTL=ttl_s, ID=lease), timeout_s=timeout_s)
+        except EtcdError as error:
+            if "lease already exists" not in str(error):
+                raise
+        found = await self.lease_time_to_live(lease)
+        return rpc.LeaseGrantResponse(header=found.header, ID=lease, TTL=found.grantedTTL)
+
+    async def lease_revoke(self, lease: int, *, timeout_s: float | None = None) -> rpc.LeaseRevokeResponse:
+        """Ends a lease and deletes its keys, in one revision. Raises LeaseNotFound when it is gone already."""
+        return await self.call(methods.LEASE_REVOKE, rpc.LeaseRevokeRequest(ID=lease), timeout_s=timeout_s)
+
+    async def lease_time_to_live(self, lease: int, *, keys: bool = False) -> rpc.LeaseTimeToLiveResponse:
+        """Tells how long a lease still lives (TTL -1: it does not), and its keys when asked."""
+        return await self.call(methods.LEASE_TIME_TO_LIVE, rpc.LeaseTimeToLiveRequest(ID=lease, keys=keys))
+
+    async def leases(self) -> rpc.LeaseLeasesResponse:
+        """Lists all leases of the cluster."""
+        return await self.call(methods.LEASE_LEASES, rpc.LeaseLeasesRequest())
+
+    # --- election ------------------------------------------------------------------------------------------
+
+    async def campaign(self, name: bytes, lease: int, value: bytes) -> el.CampaignResponse:
+        """Etcd's Campaign, on one member and without a deadline: it queues, and its answer proves nothing."""
+        request = el.CampaignRequest(name=name, lease=lease, value=value)
+        return await self.call(methods.CAMPAIGN, request, repeat=Repeat.NEVER, timeout_s=float("inf"))
+
+    async def proclaim(self, leader: el.LeaderKey, value: bytes) -> el.ProclaimResponse:
+        """Etcd's Proclaim: a compare-and-set on the key's create revision; repeating it is harmless."""
+        return await self.call(methods.PROCLAIM, el.ProclaimRequest(leader=leader, value=value))
+
+    async def leader(self, name: bytes) -> el.LeaderResponse:
+        """Etcd's Leader: the oldest key; raises EtcdError when there is none."""
+        return await self.call(methods.LEADER, el.LeaderRequest(name=name))
+
+    async def resign(self, leader: el.LeaderKey) -> el.ResignResponse:
+        """Etcd's Resign. It answers OK to somebody who does not hold the key, too: read back."""
+        return await self.call(methods.RESIGN, el.ResignRequest(leader=leader))
+
+    # --- cluster -------------------------------------------------------------------------------------------
+
+    async def status(self, member: int) -> rpc.StatusResponse:
+        """The state of one member, by its index among the endpoints."""
+        timeout_s = self.config.attempt_timeout_s
+        try:
+            return await self._transport.unary(
+                member, methods.STATUS, rpc.StatusRequest(), timeout_s=timeout_s, metadata=await self._metadata()
+            )
+        except RpcFailed as failure:
+            raise error_from(failure, member=self._transport.endpoints[member], wrote=False) from None
+
+    # --- the way of every call -----------------------------------------------------------------------------
+
+    async def call(
+        self,
+        method: Method[Req, Resp],
+        request: Req,
+        *,
+        repeat: Repeat = Repeat.SAFE,
+        timeout_s: float | None = None,
+    ) -> Resp:
+        """One call with one deadline, on as many members as it takes and `repeat` allows.
+
+        `timeout_s` bounds all attempts together (`config.call_timeout_s` where it is None; infinity for none).
+        """
+        budget_s = self.config.call_timeout_s if timeout_s is None else timeout_s
+        give_up_at_s = self.clock.now_s() + budget_s
+        authenticated = False
+        for attempt in range(1_000):  # the deadline ends it; the number is there so that nothing loops for ever
+            if attempt >= len(self._transport.endpoints):
+                await self.clock.sleep_s(min(0.05 * attempt, 0.25))
+            remaining_s = give_up_at_s - self.clock.now_s()
+            attempt_s = remaining_s if repeat is Repeat.NEVER else min(remaining_s, self.config.attempt_timeout_s)
+            member = self._member
+            try:
+                return await self._attempt(member, method, request, max(attempt_s, 0.001))
+            except RpcFailed as failed:
+                failure = failed
+            remedy = remedy_for(failure)
+            over = self.clock.now_s() >= give_up_at_s
+            if remedy is Remedy.AUTHENTICATE and self.config.user is not None and not authenticated and not over:
+                authenticated = True
+                await self.authenticate(self._token)
+                continue
+            if remedy in (Remedy.OTHER_MEMBER, Remedy.OTHER_MEMBER_SURELY):
+                self.avoid(member)
+            may_go_on = remedy is Remedy.OTHER_MEMBER_SURELY or (
+                remedy is Remedy.OTHER_MEMBER and repeat is Repeat.SAFE
+            )
+            if over or not may_go_on:
+                break
+        raise error_from(failure, member=self._transport.endpoints[member], wrote=repeat is Repeat.NEVER)
+
+    async def _attempt(self, member: int, method: Method[Req, Resp], request: Req, timeout_s: float) -> Resp:
+        limit_s = None if timeout_s == float("inf") else timeout_s
+        answer = await self._transport.unary(
+            member, method, request, timeout_s=limit_s, metadata=await self._metadata()
+        )
+        self.note(answer)
+        return answer
+
+    async def open(self, method: Method[Req, Resp]) -> tuple[int, Stream[Req, Resp]]:
+        """Opens a stream on the member that is used at present; returns the member, for `avoid`.
+
+        The member ends the stream with UNAVAILABLE when it has had no leader for three election timeouts
+        (metadata `hasleader`); a member that hangs says nothing, so readers bound their waits.
+        """
+        metadata = (*await self._metadata(), ("hasleader", "true"))
+        return self._member, self._transport.stream(self._member, method, metadata=metadata)
+
+    def stream_error(self, failure: RpcFailed, member: int) -> EtcdError | None:
+        """The error to raise for a broken stream, or None when opening it again, elsewhere, may help."""
+        remedy = remedy_for(failure)
+        if remedy is Remedy.GIVE_UP or (remedy is Remedy.AUTHENTICATE and self.config.user is None):
+            return error_from(failure, member=self._transport.endpoints[member], wrote=False)
+        if remedy is Remedy.AUTHENTICATE:
+            self._token = None
+        else:
+            self.avoid(member)
+        return None
+
+    def avoid(self, member: int) -> None:
+        """Uses the next member from now on, unless somebody has moved on already."""
+        if self._member == member:
+            self._member = (member + 1) % len(self._transport.endpoints)
+
+    def note(self, answer: Any) -> None:
+        """Remembers the raft term of an answer."""
+        self._raft_term = max(self._raft_term, answer.header.raft_term)
+
+    async def authenticate(self, stale: str | None = None) -> None:
+        """Gets a new auth token, unless somebody has replaced the `stale` one already."""
+        async with self._token_lock:
+            if self._token != stale or self.config.user is None:
+                return
+            request = rpc.AuthenticateRequest(name=self.config.user, password=self.config.password or "")
+            for _ in self._transport.endpoints:
+                member = self._member
+                try:
+                    answer = await self._transport.unary(
+                        member, methods.AUTHENTICATE, request, timeout_s=self.config.attempt_timeout_s, metadata=()
+                    )
+                except RpcFailed as failed:
+                    failure = failed
+                    if failure.code is StatusCode.INVALID_ARGUMENT or "authentication" in failure.details:
+                        break
+                    self.avoid(member)
+                else:
+                    self._token = answer.token
+                    return
+            raise error_from(failure, member=self._transport.endpoints[member], wrote=False)
+
+    async def _metadata(self) -> Metadata:
+        if self.config.user is None:
+            return ()
+        if self._token is None:
+            await self.authenticate()
+        return (("token", self._token or ""),)

@@ -1,0 +1,103 @@
+"""The one place where a gRPC status of etcd becomes one of our errors.
+
+etcd's Election API answers every error as UNKNOWN with only a text (etcd: server/etcdserver/api/v3election), so
+texts are matched here, and nowhere else. The texts are those of etcd's api/v3rpc/rpctypes/error.go.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from grpc import StatusCode
+
+from election.errors import AccessDenied, Compacted, EtcdError, EtcdUnavailable, LeaseNotFound, NoSpace
+from election.etcd.transport import RpcFailed
+
+
+class Remedy(Enum):
+    """What can be done about a failed attempt."""
+
+    OTHER_MEMBER = "try another member, if the call may be repeated"
+    OTHER_MEMBER_SURELY = "try another member: this one did not begin"
+    AUTHENTICATE = "get a new auth token and try again: etcd refused before it began"
+    GIVE_UP = "the answer would be the same anywhere"
+
+
+# etcd raises these before it proposes anything, so the call surely did not happen.
+_NOT_BEGUN = (
+    "etcdserver: no leader",
+    "etcdserver: too many requests",
+    "etcdserver: not capable",
+    "etcdserver: rpc not supported for learner",
+    "election: no leader",
+    "failed to connect to all addresses",
+    "Connection refused",
+    "connections to all backends failing",
+)
+# The Election API answers these as UNKNOWN; the KV API gives them a code that says the same.
+_UNDECIDED = ("etcdserver: request timed out", "etcdserver: leader changed", "etcdserver: server stopped")
+_STALE_TOKEN = (
+    "etcdserver: invalid auth token",
+    "etcdserver: revision of auth store is old",
+    "etcdserver: user name is empty",
+)
+_DENIED = ("etcdserver: permission denied", "etcdserver: authentication failed", "etcdserver: authentication is not")
+_UNDECIDED_CODES = {
+    StatusCode.UNAVAILABLE,
+    StatusCode.DEADLINE_EXCEEDED,
+    StatusCode.CANCELLED,
+    StatusCode.INTERNAL,
+    StatusCode.UNKNOWN,
+}
+
+
+def remedy_for(failure: RpcFailed) -> Remedy:
+    """What to do about a failed attempt on one member."""
+    code, text = failure.code, failure.details
+    if _has(text, _STALE_TOKEN) or code is StatusCode.UNAUTHENTICATED:
+        return Remedy.AUTHENTICATE
+    if _has(text, _NOT_BEGUN):
+        return Remedy.OTHER_MEMBER_SURELY
+    if code is StatusCode.UNKNOWN and not _has(text, _UNDECIDED):
+        return Remedy.GIVE_UP
+    return Remedy.OTHER_MEMBER if code in _UNDECIDED_CODES else Remedy.GIVE_UP
+
+
+def error_from(failure: RpcFailed, *, member: str, wrote: bool) -> EtcdError:
+    """The error to raise when no remedy is left.
+
+    `wrote` says that the call was a write that must not be repeated: then a failure that does not say whether it
+    happened is marked indefinite.
+    """
+    code, text = failure.code, failure.details
+    if "requested lease not found" in text:
+        return LeaseNotFound("etcd does not know the lease: it has expired or was revoked")
+    if "required revision has been compacted" in text:
+        return Compacted("etcd has compacted the revision asked for", compact_revision=0)
+    if "database space exceeded" in text:
+        return NoSpace(
+            f"etcd at {member} is full (NOSPACE alarm): nothing can be written or elected until somebody compacts "
+            "and defragments it and disarms the alarm (etcdctl compact, defrag, alarm disarm)"
+        )
+    if code in (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED) or _has(text, (*_STALE_TOKEN, *_DENIED)):
+        return AccessDenied(f"etcd at {member} refused access: {text}")
+    if _undecided(failure):
+        indefinite = wrote and remedy_for(failure) is not Remedy.OTHER_MEMBER_SURELY
+        hint = " (it may have written all the same)" if indefinite else ""
+        return EtcdUnavailable(f"etcd at {member} cannot be reached or has no quorum: {_brief(text)}{hint}",
+                               indefinite=indefinite)  # fmt: skip
+    return EtcdError(f"etcd at {member} refused the call: {code.name}: {_brief(text)}")
+
+
+def _undecided(failure: RpcFailed) -> bool:
+    return remedy_for(failure) in (Remedy.OTHER_MEMBER, Remedy.OTHER_MEMBER_SURELY)
+
+
+def _has(text: str, needles: tuple[str, ...]) -> bool:
+    return any(needle in text for needle in needles)
+
+
+def _brief(text: str) -> str:
+    """GRPC's own texts can be long; the first line's end tells most."""
+    line = " ".join(text.split())
+    return line if len(line) <= 200 else line[:197] + "..."

@@ -1,0 +1,113 @@
+"""A lease and its local deadline.
+
+The deadline of a lease is `sent_at + ttl - margin`, where `sent_at` is read *before* the request was written: etcd
+counts the TTL from when it served the request, which is later, so the lease cannot end before `deadline + margin`
+by a clock that runs as fast as ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from election.backoff import Backoff
+from election.config import check_lease_relations
+from election.errors import LeaseNotFound
+from election.etcd import methods
+from election.etcd.client import EtcdClient
+from election.etcd.transport import RpcFailed, Stream
+from election.pb.etcd import rpc_pb2 as rpc
+
+_KeepAlive = Stream[rpc.LeaseKeepAliveRequest, rpc.LeaseKeepAliveResponse]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease that etcd granted. `ttl_s` is the granted TTL; `deadline_s` is on the client's clock."""
+
+    id: int
+    ttl_s: int
+    margin_s: float
+    renew_s: float
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """One renewal that etcd confirmed: the new deadline, and how long the answer took."""
+
+    deadline_s: float
+    latency_s: float
+
+
+async def grant(client: EtcdClient, *, ttl_s: int, margin_s: float, renew_s: float) -> Lease:
+    """Grants a lease.
+
+    etcd raises a TTL that is smaller than 1.5 times its election timeout, so the relations are checked again.
+
+    Raises:
+        ConfigError: when the granted TTL does not fit the other settings.
+        EtcdError: when the grant failed; a lease that was granted all the same expires by itself.
+    """
+    sent_at_s = client.clock.now_s()
+    answer = await client.lease_grant(ttl_s)
+    check_lease_relations(answer.TTL, margin_s, renew_s)
+    return Lease(answer.ID, answer.TTL, margin_s, renew_s, sent_at_s + answer.TTL - margin_s)
+
+
+async def renewals(client: EtcdClient, lease: Lease, backoff: Backoff) -> AsyncGenerator[Renewal]:
+    """Renews the lease on a stream of its own for as long as somebody iterates, and yields each success.
+
+    A failure is retried on other members, without end: it is the reader's deadline that ends a lease which cannot
+    be renewed. An answer with a raft term below the highest one seen comes from a deposed etcd leader, which
+    renews nothing, and is dropped. Cancellation ends the stream; the lease stays as it is.
+
+    Raises:
+        LeaseNotFound: when etcd says that the lease is gone.
+    """
+    clock = client.clock
+    attempt_s = min(client.config.attempt_timeout_s, lease.renew_s)
+    due_at_s = clock.now_s() + lease.renew_s
+    stream: _KeepAlive | None = None
+    try:
+        while True:
+            await clock.sleep_s(max(due_at_s - clock.now_s(), 0))
+            if stream is None:
+                member, stream = await client.open(methods.LEASE_KEEP_ALIVE)
+            sent_at_s = clock.now_s()
+            answer = await _renew(client, stream, member, lease.id, attempt_s)
+            if answer is None:
+                stream.cancel()
+                stream = None
+                due_at_s = clock.now_s() + backoff.next_s()
+                continue
+            if answer.TTL <= 0:
+                raise LeaseNotFound(f"lease {lease.id:x} has expired or was revoked")
+            backoff.reset()
+            due_at_s = sent_at_s + lease.renew_s
+            yield Renewal(sent_at_s + answer.TTL - lease.margin_s, clock.now_s() - sent_at_s)
+    finally:
+        if stream is not None:
+            stream.cancel()
+
+
+async def _renew(
+    client: EtcdClient, stream: _KeepAlive, member: int, lease_id: int, attempt_s: float
+) -> rpc.LeaseKeepAliveResponse | None:
+    """One renewal; None when this stream will not do it."""
+    try:
+        async with asyncio.timeout(attempt_s):
+            await stream.write(rpc.LeaseKeepAliveRequest(ID=lease_id))
+            answer = await stream.read()
+    except TimeoutError:
+        client.avoid(member)
+        return None
+    except RpcFailed as failure:
+        client.stream_error(failure, member)
+        return None
+    if answer is None or answer.header.raft_term < client.raft_term:
+        client.avoid(member)
+        return None
+    client.note(answer)
+    return answer

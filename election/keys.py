@@ -1,0 +1,186 @@
+"""Builds and parses every key in etcd. No other module knows what a key looks like.
+
+Names have no slash, so that no name is a prefix folder of another: etcd's election `a` also counts the keys of
+`a/b` (etcd: client/v3/concurrency/election.go, `NewElection` appends one slash to the name).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from election.errors import ConfigError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+COLLECTOR_ELECTION = "_collector"
+"""The election of the collectors; users cannot take the name, since theirs start with a letter or digit."""
+
+REGISTRATION = "registration"
+"""The state key that an agent writes when it registers; the agent's user cannot write it."""
+
+
+def check_name(kind: str, name: str) -> str:
+    """Returns `name` if it can be the name of a `kind`.
+
+    Raises:
+        ConfigError: with the kind, the name and the rule.
+    """
+    if not _NAME.fullmatch(name):
+        shown = name if len(name) <= 40 else name[:37] + "..."
+        raise ConfigError(
+            f"{kind} {shown!r} is not a valid name: use 1 to 128 letters, digits, '.', '_' or '-', "
+            "starting with a letter or digit"
+        )
+    return name
+
+
+def range_end(prefix: bytes) -> bytes:
+    """The end of the range of all keys with this prefix (etcd's `clientv3.GetPrefixRangeEnd`).
+
+    Every prefix here ends with a slash, so the last byte can always be raised by one.
+    """
+    return prefix[:-1] + bytes([prefix[-1] + 1])
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateKey:
+    """The key of a candidate. `lease` is None when a stranger's key does not end in a lease."""
+
+    election: str
+    lease: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class AliveKey:
+    """An agent's liveness key."""
+
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateKey:
+    """One of the keys that an agent stores."""
+
+    agent: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class TombstoneKey:
+    """What is left of one incarnation of a reaped agent."""
+
+    agent: str
+    incarnation: int
+
+
+Parsed = CandidateKey | AliveKey | StateKey | TombstoneKey
+
+
+@dataclass(frozen=True, slots=True)
+class Keyspace:
+    """The keys of one namespace.
+
+    Raises:
+        ConfigError: when the namespace is not a valid name; and so does every method for the names given to it.
+    """
+
+    namespace: str
+
+    def __post_init__(self) -> None:
+        check_name("namespace", self.namespace)
+
+    @property
+    def root(self) -> bytes:
+        """The prefix of everything in this namespace."""
+        return f"/election/{self.namespace}/".encode()
+
+    @property
+    def campaigns(self) -> bytes:
+        """The prefix of all candidates of all elections."""
+        return self.root + b"campaigns/"
+
+    def campaign_name(self, election: str) -> bytes:
+        """The name to give to etcd's Election API; it appends a slash and the lease in hex."""
+        if election != COLLECTOR_ELECTION:
+            check_name("election", election)
+        return self.campaigns + election.encode()
+
+    def campaign(self, election: str) -> bytes:
+        """The prefix of all candidates of one election."""
+        return self.campaign_name(election) + b"/"
+
+    def candidate(self, election: str, lease: int) -> bytes:
+        """The key that etcd's Election API makes for a candidate with this lease."""
+        return self.campaign(election) + f"{lease:x}".encode()
+
+    @property
+    def agents(self) -> bytes:
+        """The prefix of all liveness keys, states and tombstones."""
+        return self.root + b"agents/"
+
+    @property
+    def alive_prefix(self) -> bytes:
+        """The prefix of all liveness keys."""
+        return self.agents + b"alive/"
+
+    @property
+    def state_prefix(self) -> bytes:
+        """The prefix of the state of all agents."""
+        return self.agents + b"state/"
+
+    @property
+    def reaped_prefix(self) -> bytes:
+        """The prefix of all tombstones."""
+        return self.agents + b"reaped/"
+
+    def alive(self, agent: str) -> bytes:
+        """An agent's liveness key."""
+        return self.alive_prefix + check_name("agent", agent).encode()
+
+    def states(self, agent: str) -> bytes:
+        """The prefix of everything that one agent stores."""
+        return self.state_prefix + check_name("agent", agent).encode() + b"/"
+
+    def state(self, agent: str, key: str) -> bytes:
+        """One of the keys that an agent stores."""
+        return self.states(agent) + check_name("state key", key).encode()
+
+    def tombstone(self, agent: str, incarnation: int) -> bytes:
+        """The tombstone of one incarnation."""
+        return self.reaped_prefix + check_name("agent", agent).encode() + f"/{incarnation}".encode()
+
+    def tombstones(self, agent: str) -> bytes:
+        """The prefix of all tombstones of one agent."""
+        return self.reaped_prefix + check_name("agent", agent).encode() + b"/"
+
+    def parse(self, key: bytes) -> Parsed | None:
+        """What a key is, or None when it is not one that this project makes.
+
+        Anyone can write under an etcd prefix, so nothing here raises for what it finds.
+        """
+        if not key.startswith(self.root):
+            return None
+        try:
+            parts = key[len(self.root) :].decode("ascii").split("/")
+        except UnicodeDecodeError:
+            return None
+        match parts:
+            case ["campaigns", election, lease] if election == COLLECTOR_ELECTION or _NAME.fullmatch(election):
+                return CandidateKey(election, _number(lease, 16))
+            case ["agents", "alive", agent] if _NAME.fullmatch(agent):
+                return AliveKey(agent)
+            case ["agents", "state", agent, name] if _NAME.fullmatch(agent) and _NAME.fullmatch(name):
+                return StateKey(agent, name)
+            case ["agents", "reaped", agent, number] if _NAME.fullmatch(agent):
+                incarnation = _number(number, 10)
+                return None if incarnation is None else TombstoneKey(agent, incarnation)
+        return None
+
+
+def _number(text: str, base: int) -> int | None:
+    """`text` as a number, but only in the one spelling that this project writes."""
+    try:
+        number = int(text, base)
+    except ValueError:
+        return None
+    return number if text == (f"{number:x}" if base == 16 else f"{number}") else None
