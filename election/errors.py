@@ -86,3 +86,7 @@ class AgentLost(ElectionError):
 
 class AgentExists(ElectionError):
     """Another live process holds this agent id."""
+
+
+class ViewStale(ElectionError):
+    """What is in memory is too old to answer from: etcd has not been heard for too long."""

@@ -69,6 +69,11 @@ class EtcdClient:
         """The highest raft term that any answer has carried; an answer below it comes from a deposed leader."""
         return self._raft_term
 
+    @property
+    def member(self) -> int:
+        """The member that calls go to at present; for `avoid`."""
+        return self._member
+
     # --- key-value -----------------------------------------------------------------------------------------
 
     async def get(self, key: bytes) -> tuple[kv.KeyValue | None, rpc.ResponseHeader]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from election.backoff import Backoff
 from election.config import check_lease_relations
-from election.errors import LeaseNotFound
+from election.errors import EtcdError, LeaseNotFound
 from election.etcd import methods
 from election.etcd.client import EtcdClient
 from election.etcd.transport import RpcFailed, Stream
@@ -73,12 +73,16 @@ async def renewals(client: EtcdClient, lease: Lease, backoff: Backoff) -> AsyncG
     try:
         while True:
             await clock.sleep_s(max(due_at_s - clock.now_s(), 0))
-            if stream is None:
-                member, stream = await client.open(methods.LEASE_KEEP_ALIVE)
-            sent_at_s = clock.now_s()
-            answer = await _renew(client, stream, member, lease.id, attempt_s)
+            try:
+                if stream is None:
+                    member, stream = await client.open(methods.LEASE_KEEP_ALIVE)
+                sent_at_s = clock.now_s()
+                answer = await _renew(client, stream, member, lease.id, attempt_s)
+            except EtcdError:  # no auth token to be had at present
+                answer = None
             if answer is None:
-                stream.cancel()
+                if stream is not None:
+                    stream.cancel()
                 stream = None
                 due_at_s = clock.now_s() + backoff.next_s()
                 continue

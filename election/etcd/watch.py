@@ -54,18 +54,23 @@ class Heard:
 async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGenerator[Snapshot | Changes | Heard]:
     """Lists a prefix, then watches it from the next revision; lists again when it has to.
 
-    While etcd cannot be reached nothing is yielded, and the attempts go on: readers that need fresh knowledge look
-    at when they last got something. Cancellation ends the stream.
+    Once it has begun, nothing is yielded while etcd cannot be reached, and the attempts go on: readers that need
+    fresh knowledge look at when they last got something. Cancellation ends the stream.
 
     Raises:
+        EtcdUnavailable: etcd could not be reached for the first list.
         EtcdError: for what will not pass by itself, such as a missing permission.
     """
+    begun = False
     while True:
         try:
             listed = await client.list(prefix)
         except EtcdUnavailable:
+            if not begun:
+                raise
             await client.clock.sleep_s(backoff.next_s())
             continue
+        begun = True
         backoff.reset()
         yield Snapshot(listed.header.revision, listed.header.cluster_id, tuple(listed.kvs))
         try:

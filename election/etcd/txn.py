@@ -1,0 +1,60 @@
+"""The comparisons and operations of a transaction, as short words."""
+
+from __future__ import annotations
+
+from election.keys import range_end
+from election.pb.etcd import rpc_pb2 as rpc
+
+
+def created_at(key: bytes, revision: int) -> rpc.Compare:
+    """Holds when the key's create revision is this one; 0 stands for a key that is absent."""
+    return rpc.Compare(result=rpc.Compare.EQUAL, target=rpc.Compare.CREATE, key=key, create_revision=revision)
+
+
+def absent(key: bytes) -> rpc.Compare:
+    """Holds when the key does not exist."""
+    return created_at(key, 0)
+
+
+def modified_at(key: bytes, revision: int) -> rpc.Compare:
+    """Holds when the key's last change was at this revision."""
+    return rpc.Compare(result=rpc.Compare.EQUAL, target=rpc.Compare.MOD, key=key, mod_revision=revision)
+
+
+def nothing_newer(prefix: bytes, revision: int) -> rpc.Compare:
+    """Holds when no key with the prefix was changed after this revision, and when there is none at all.
+
+    It does not see deletions.
+    """
+    return rpc.Compare(
+        result=rpc.Compare.LESS,
+        target=rpc.Compare.MOD,
+        key=prefix,
+        range_end=range_end(prefix),
+        mod_revision=revision + 1,
+    )
+
+
+def put(key: bytes, value: bytes, *, lease: int = 0) -> rpc.RequestOp:
+    """Writes a key."""
+    return rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=value, lease=lease))
+
+
+def get(key: bytes) -> rpc.RequestOp:
+    """Reads a key."""
+    return rpc.RequestOp(request_range=rpc.RangeRequest(key=key))
+
+
+def get_prefix(prefix: bytes) -> rpc.RequestOp:
+    """Reads all keys with a prefix."""
+    return rpc.RequestOp(request_range=rpc.RangeRequest(key=prefix, range_end=range_end(prefix)))
+
+
+def delete(key: bytes) -> rpc.RequestOp:
+    """Deletes a key."""
+    return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key))
+
+
+def delete_prefix(prefix: bytes) -> rpc.RequestOp:
+    """Deletes all keys with a prefix, in one operation."""
+    return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=prefix, range_end=range_end(prefix)))

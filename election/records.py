@@ -1,0 +1,319 @@
+"""What is stored under the keys, as JSON, and what readers are told: frozen values and nothing else.
+
+Anyone can write under an etcd prefix. A value that is not ours is shown as it is and never raises.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from election.errors import RecordTooLarge
+from election.pb.etcd.kv_pb2 import KeyValue
+
+CANDIDATE_LIMIT = 4 * 1024
+"""The most bytes of a candidate's record."""
+
+STATE_LIMIT = 64 * 1024
+"""The most bytes of one value of an agent's state."""
+
+Labels = Mapping[str, str]
+_NO_LABELS: Labels = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateRecord:
+    """What a candidate says of itself. `elected_at` is set by the write that proves its leadership."""
+
+    id: str
+    address: str = ""
+    labels: Labels = _NO_LABELS
+    priority: int = 0
+    elected_at: datetime | None = None
+
+    def encode(self) -> bytes:
+        """The record as stored; raises RecordTooLarge above CANDIDATE_LIMIT."""
+        return _encode(
+            "candidate record",
+            CANDIDATE_LIMIT,
+            {
+                "v": 1,
+                "id": self.id,
+                "address": self.address,
+                "labels": dict(self.labels),
+                "priority": self.priority,
+                "elected_at": text_of(self.elected_at),
+            },
+        )
+
+    @classmethod
+    def decode(cls, value: bytes) -> CandidateRecord | None:
+        """The record, or None when the value is not one; JSON of other programs has no `"v": 1`."""
+        data = _decode(value)
+        if data is None or data.get("v") != 1 or not isinstance(data.get("id"), str):
+            return None
+        return cls(
+            id=data["id"],
+            address=_text(data.get("address")),
+            labels=_labels(data.get("labels")),
+            priority=data["priority"] if isinstance(data.get("priority"), int) else 0,
+            elected_at=_time(data.get("elected_at")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A key in an election's queue. `token` is its create revision; `foreign` that another program made it.
+
+    A foreign candidate's id is its value as text, or its lease in hex when the value is empty.
+    """
+
+    election: str
+    key: str
+    token: int
+    lease: int
+    id: str
+    address: str = ""
+    labels: Labels = _NO_LABELS
+    priority: int = 0
+    elected_at: datetime | None = None
+    foreign: bool = False
+
+    @classmethod
+    def of(cls, election: str, kv: KeyValue) -> Candidate:
+        """The candidate that a stored key stands for."""
+        key = kv.key.decode("utf-8", "backslashreplace")
+        record = CandidateRecord.decode(kv.value)
+        if record is None:
+            shown = printable(kv.value) or f"{kv.lease:x}"
+            return cls(election, key, kv.create_revision, kv.lease, shown, foreign=True)
+        return cls(
+            election,
+            key,
+            kv.create_revision,
+            kv.lease,
+            record.id,
+            record.address,
+            record.labels,
+            record.priority,
+            record.elected_at,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """The candidate that leads. `token` is the fencing token of its term.
+
+    `proven` is False only for a foreign leader: it has the oldest key, and nobody checked whether it still acts
+    on it. One of our own candidates is no leader before its proof, only the next in line.
+    """
+
+    election: str
+    id: str
+    address: str
+    token: int
+    key: str
+    lease: int
+    elected_at: datetime | None
+    labels: Labels
+    priority: int
+    proven: bool
+
+
+def leader_of(candidates: Iterable[Candidate]) -> Leader | None:
+    """Who leads, given all candidates of one election: the oldest, once proven or when it is foreign."""
+    oldest = min(candidates, key=lambda candidate: candidate.token, default=None)
+    if oldest is None or not (oldest.foreign or oldest.elected_at):
+        return None
+    return Leader(
+        election=oldest.election,
+        id=oldest.id,
+        address=oldest.address,
+        token=oldest.token,
+        key=oldest.key,
+        lease=oldest.lease,
+        elected_at=oldest.elected_at,
+        labels=oldest.labels,
+        priority=oldest.priority,
+        proven=oldest.elected_at is not None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Election:
+    """An election that somebody stands for."""
+
+    name: str
+    candidates: int
+    leader: Leader | None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRecord:
+    """What an agent says of itself when it registers."""
+
+    id: str
+    address: str = ""
+    labels: Labels = _NO_LABELS
+    registered_at: datetime | None = None
+
+    def encode(self) -> bytes:
+        """The record as stored; raises RecordTooLarge above CANDIDATE_LIMIT."""
+        return _encode(
+            "agent record",
+            CANDIDATE_LIMIT,
+            {
+                "id": self.id,
+                "address": self.address,
+                "labels": dict(self.labels),
+                "registered_at": text_of(self.registered_at),
+            },
+        )
+
+    @classmethod
+    def decode(cls, agent: str, value: bytes) -> AgentRecord:
+        """The record; one with only the id when the value is not ours."""
+        data = _decode(value) or {}
+        return cls(agent, _text(data.get("address")), _labels(data.get("labels")), _time(data.get("registered_at")))
+
+
+class AgentState(StrEnum):
+    """What people see of an agent."""
+
+    ALIVE = "alive"
+    DRAINING = "draining"
+    SUSPECT = "suspect"
+    REAPED = "reaped"
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """An agent as readers see it. `incarnation` is 0 for one that stored state and never registered."""
+
+    id: str
+    state: AgentState
+    incarnation: int
+    lease: int = 0
+    address: str = ""
+    labels: Labels = _NO_LABELS
+    registered_at: datetime | None = None
+    state_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StateEntry:
+    """One value of an agent's state."""
+
+    key: str
+    value: bytes
+    mod_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """What is left of an incarnation: what was collected, when, by whom and under which fencing token."""
+
+    agent: str
+    incarnation: int
+    reaped_at: datetime | None
+    collector: str
+    token: int
+    collected: tuple[StateEntry, ...] = field(default=())
+
+    def encode(self) -> bytes:
+        """The tombstone as stored. Values that are not UTF-8 are kept in base64."""
+        return json.dumps(
+            {
+                "reaped_at": text_of(self.reaped_at),
+                "collector": self.collector,
+                "token": self.token,
+                "collected": [_entry_to_json(entry) for entry in self.collected],
+            },
+            separators=(",", ":"),
+        ).encode()
+
+    @classmethod
+    def decode(cls, agent: str, incarnation: int, value: bytes) -> Tombstone:
+        """The tombstone; an empty one when the value is not ours."""
+        data = _decode(value) or {}
+        collected = data.get("collected")
+        return cls(
+            agent=agent,
+            incarnation=incarnation,
+            reaped_at=_time(data.get("reaped_at")),
+            collector=_text(data.get("collector")),
+            token=data["token"] if isinstance(data.get("token"), int) else 0,
+            collected=tuple(_entries_from_json(collected if isinstance(collected, list) else [])),
+        )
+
+
+def text_of(time: datetime | None) -> str | None:
+    """A time as stored and printed: RFC 3339, UTC, milliseconds."""
+    return None if time is None else time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def printable(value: bytes) -> str:
+    """Foreign bytes as text that is safe to show in a terminal, at most 128 characters."""
+    text = value.decode("utf-8", "backslashreplace")
+    return "".join(character if character.isprintable() else "?" for character in text)[:128]
+
+
+def _encode(kind: str, limit: int, data: dict[str, Any]) -> bytes:
+    value = json.dumps(data, separators=(",", ":")).encode()
+    if len(value) > limit:
+        raise RecordTooLarge(f"the {kind} of {data['id']!r} has {len(value)} bytes, and {limit} are allowed")
+    return value
+
+
+def _decode(value: bytes) -> dict[str, Any] | None:
+    try:
+        data = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _labels(value: object) -> Labels:
+    if not isinstance(value, dict):
+        return _NO_LABELS
+    return MappingProxyType({name: text for name, text in value.items() if isinstance(text, str)})
+
+
+def _time(value: object) -> datetime | None:
+    if not isinstance(value, str):
+        return None
+    try:
+        time = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return time if time.tzinfo else None
+
+
+def _entry_to_json(entry: StateEntry) -> dict[str, Any]:
+    try:
+        return {"key": entry.key, "value": entry.value.decode(), "mod_revision": entry.mod_revision}
+    except UnicodeDecodeError:
+        encoded = base64.b64encode(entry.value).decode()
+        return {"key": entry.key, "base64": encoded, "mod_revision": entry.mod_revision}
+
+
+def _entries_from_json(rows: list[Any]) -> Iterable[StateEntry]:
+    for row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get("key"), str):
+            continue
+        try:
+            value = base64.b64decode(row["base64"]) if "base64" in row else _text(row.get("value")).encode()
+        except (ValueError, TypeError):
+            continue
+        revision = row.get("mod_revision")
+        yield StateEntry(row["key"], value, revision if isinstance(revision, int) else 0)

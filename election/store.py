@@ -1,0 +1,130 @@
+"""The front door: one connection to etcd and one namespace, from which everything else is made."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Self
+
+from election.agents import Agent
+from election.candidate import Candidate
+from election.clock import Clock
+from election.collector import Collector
+from election.config import (
+    DEFAULT_ENDPOINT,
+    DEFAULT_NAMESPACE,
+    AgentConfig,
+    CandidateConfig,
+    CollectorConfig,
+    EtcdConfig,
+    TlsConfig,
+)
+from election.etcd.client import EtcdClient
+from election.etcd.transport import Transport
+from election.keys import Keyspace
+from election.views import View
+
+
+class Store:
+    """A connection to etcd, used for one namespace; made by `connect`.
+
+    Use it inside `async with`, in one event loop. Any number of candidates, agents, collectors and views share
+    the connection; end them before it. Several stores in one process do not know of each other.
+    """
+
+    def __init__(
+        self,
+        config: EtcdConfig,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        clock: Clock | None = None,
+        transport: Transport | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.keyspace = Keyspace(namespace)
+        self.config = config
+        self._clock = clock
+        self._transport = transport
+        self._rng = rng or random.Random()
+        self._client: EtcdClient | None = None
+
+    async def __aenter__(self) -> Self:
+        """Opens the channels; a member that cannot be reached shows at the first call."""
+        self._client = EtcdClient(self.config, clock=self._clock, transport=self._transport)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.client.close()
+        self._client = None
+
+    @property
+    def client(self) -> EtcdClient:
+        """The etcd client, for reads and transactions of your own."""
+        if self._client is None:
+            raise RuntimeError("the store is not open: use it inside `async with`")
+        return self._client
+
+    def candidate(
+        self,
+        election: str,
+        *,
+        id: str,
+        address: str = "",
+        labels: Mapping[str, str] | None = None,
+        priority: int = 0,
+        config: CandidateConfig | None = None,
+    ) -> Candidate:
+        """A candidate for an election; `id` names it to people, `address` says where it can be reached.
+
+        Raises:
+            ConfigError: a name that is not valid, or a record of more than 4 KiB.
+        """
+        return Candidate(
+            self.client,
+            self.keyspace,
+            election,
+            id=id,
+            address=address,
+            labels=labels,
+            priority=priority,
+            config=config,
+            rng=self._rng,
+        )
+
+    def agent(
+        self, id: str, *, address: str = "", labels: Mapping[str, str] | None = None, config: AgentConfig | None = None
+    ) -> Agent:
+        """An agent, which is registered inside its `async with` block; raises ConfigError for a bad name."""
+        return Agent(self.client, self.keyspace, id, address=address, labels=labels, config=config, rng=self._rng)
+
+    def collector(
+        self, *, id: str, config: CollectorConfig | None = None, candidate_config: CandidateConfig | None = None
+    ) -> Collector:
+        """A collector of stale agents; of all collectors of a namespace, one works."""
+        return Collector(
+            self.client, self.keyspace, id=id, config=config, candidate_config=candidate_config, rng=self._rng
+        )
+
+    def view(self, prefix: bytes | None = None) -> View:
+        """The read model, of the whole namespace or of what is below a prefix of it."""
+        return View(self.client, self.keyspace, prefix=prefix, rng=self._rng)
+
+
+def connect(
+    endpoints: str | Iterable[str] = DEFAULT_ENDPOINT,
+    *,
+    namespace: str = DEFAULT_NAMESPACE,
+    tls: TlsConfig | None = None,
+    user: str | None = None,
+) -> Store:
+    """A store for `async with`; nothing is sent before that.
+
+    `endpoints` is one or several HOST:PORT, also as one text with commas; `user` is NAME:PASSWORD.
+
+    Raises:
+        ConfigError: for endpoints, files or names that cannot be used.
+    """
+    return Store(EtcdConfig.parse(endpoints, tls=tls, user=user), namespace)
