@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any
 
 from election.errors import RecordTooLarge
@@ -24,7 +23,6 @@ STATE_LIMIT = 64 * 1024
 """The most bytes of one value of an agent's state."""
 
 Labels = Mapping[str, str]
-_NO_LABELS: Labels = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +31,7 @@ class CandidateRecord:
 
     id: str
     address: str = ""
-    labels: Labels = _NO_LABELS
+    labels: Labels = field(default_factory=dict)
     priority: int = 0
     elected_at: datetime | None = None
 
@@ -80,7 +78,7 @@ class Candidate:
     lease: int
     id: str
     address: str = ""
-    labels: Labels = _NO_LABELS
+    labels: Labels = field(default_factory=dict)
     priority: int = 0
     elected_at: datetime | None = None
     foreign: bool = False
@@ -160,7 +158,7 @@ class AgentRecord:
 
     id: str
     address: str = ""
-    labels: Labels = _NO_LABELS
+    labels: Labels = field(default_factory=dict)
     registered_at: datetime | None = None
 
     def encode(self) -> bytes:
@@ -201,7 +199,7 @@ class Agent:
     incarnation: int
     lease: int = 0
     address: str = ""
-    labels: Labels = _NO_LABELS
+    labels: Labels = field(default_factory=dict)
     registered_at: datetime | None = None
     state_keys: tuple[str, ...] = ()
 
@@ -285,8 +283,8 @@ def _text(value: object) -> str:
 
 def _labels(value: object) -> Labels:
     if not isinstance(value, dict):
-        return _NO_LABELS
-    return MappingProxyType({name: text for name, text in value.items() if isinstance(text, str)})
+        return {}
+    return {name: text for name, text in value.items() if isinstance(text, str)}
 
 
 def _time(value: object) -> datetime | None:

@@ -378,17 +378,17 @@ class View:
             self._model.put(self._keyspace.parse(kv.key), kv)
         self._cluster_id, self._revision = snapshot.cluster_id, snapshot.revision
         self._tell_leaders(before.elections.keys() | self._model.elections.keys())
-        for id in sorted(
+        for name in sorted(
             before.alive.keys() | before.stored.keys() | self._model.alive.keys() | self._model.stored.keys()
         ):
-            self._tell_agent(before.agent(id), self._model.agent(id), None)
+            self._tell_agent(before.agent(name), self._model.agent(name), None)
 
     def _change(self, revision: int, events: list[KvEvent]) -> None:
         """Applies all events of one revision, and then tells what they amount to."""
         self._revision = revision
         parsed = [(self._keyspace.parse(event.kv.key), event) for event in events]
         agents = {key.agent for key, _ in parsed if isinstance(key, AliveKey | StateKey | TombstoneKey)}
-        before = {id: self._model.agent(id) for id in agents}
+        before = {name: self._model.agent(name) for name in agents}
         tombstones: dict[str, Tombstone] = {}
         for key, event in parsed:
             if event.type == KvEvent.DELETE:
@@ -398,8 +398,8 @@ class View:
             if isinstance(key, TombstoneKey):
                 tombstones[key.agent] = Tombstone.decode(key.agent, key.incarnation, event.kv.value)
         self._tell_leaders({key.election for key, _ in parsed if isinstance(key, CandidateKey)})
-        for id in sorted(agents):
-            self._tell_agent(before[id], self._model.agent(id), tombstones.get(id))
+        for name in sorted(agents):
+            self._tell_agent(before[name], self._model.agent(name), tombstones.get(name))
 
     def _tell_leaders(self, elections: Iterable[str]) -> None:
         for election in elections:
