@@ -7,26 +7,16 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from election.dev.log import gist, read_end, taken_port
+from election.dev.parent import bound_to_this_process
 from election.errors import ConfigError, EtcdUnavailable
 
 _KILL_WAIT_S = 10.0
 _POLL_S = 0.02
-
-# Runs before etcd takes over the process: the kernel kills it when the thread that started it ends. A program of
-# its own, because code between fork and exec is not safe in a process with gRPC's threads. PR_SET_PDEATHSIG is 1.
-_DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the process that started this one is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class PortTaken(ConfigError):
@@ -83,9 +73,7 @@ class Member:
         """Starts the process with the same data as before and returns at once; does nothing when it runs."""
         if self.running:
             return
-        command = self._command
-        if sys.platform == "linux":
-            command = (sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command)
+        command = bound_to_this_process(self._command)
         # etcd reads a setting from the environment where no flag says it; the one for odd machines must stay.
         environment = {
             name: value

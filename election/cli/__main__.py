@@ -1,0 +1,5 @@
+"""`python -m election.cli`."""
+
+from election.cli.main import main
+
+main()

@@ -1,0 +1,109 @@
+"""Prints: one JSON document or line to stdout, or tables and lines for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from election.clock import BootClock
+from election.records import Agent, Candidate, Election, Labels, Leader, text_of
+from election.views import Source
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on one line, at once."""
+    click.echo(json.dumps(document, separators=(",", ":")))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
+    """A table that fits the terminal; `empty` goes to stderr when there is no row."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    rows = list(rows)
+    for row in rows:
+        table.add_row(*row)
+    if rows:
+        Console(highlight=False, markup=False).print(table)
+    else:
+        click.echo(empty, err=True)
+
+
+def print_line(text: str) -> None:
+    """A line for people, with the time of day in UTC."""
+    click.echo(f"{BootClock().wall():%H:%M:%S} {text}")
+
+
+def hex_of(lease: int) -> str:
+    """A lease as etcdctl shows it."""
+    return f"{lease:x}" if lease else "-"
+
+
+def labels_text(labels: Labels) -> str:
+    """Labels for a table."""
+    return ",".join(f"{name}={value}" for name, value in sorted(labels.items())) or "-"
+
+
+def leader_document(leader: Leader, source: Source) -> dict[str, Any]:
+    """The JSON of a leader."""
+    return {
+        "election": leader.election,
+        "id": leader.id,
+        "address": leader.address,
+        "token": leader.token,
+        "key": leader.key,
+        "lease": leader.lease,
+        "elected_at": text_of(leader.elected_at),
+        "priority": leader.priority,
+        "labels": dict(leader.labels),
+        "proven": leader.proven,
+        "revision": source.revision,
+        "cluster_id": source.cluster_id,
+    }
+
+
+def candidate_document(candidate: Candidate, leader: Leader | None) -> dict[str, Any]:
+    """The JSON of a candidate."""
+    return {
+        "election": candidate.election,
+        "id": candidate.id,
+        "address": candidate.address,
+        "token": candidate.token,
+        "key": candidate.key,
+        "lease": candidate.lease,
+        "elected_at": text_of(candidate.elected_at),
+        "priority": candidate.priority,
+        "labels": dict(candidate.labels),
+        "foreign": candidate.foreign,
+        "leads": leader is not None and leader.token == candidate.token,
+    }
+
+
+def election_document(election: Election) -> dict[str, Any]:
+    """The JSON of an election."""
+    leader = election.leader
+    return {
+        "election": election.name,
+        "candidates": election.candidates,
+        "leader": leader.id if leader else None,
+        "token": leader.token if leader else None,
+    }
+
+
+def agent_document(agent: Agent) -> dict[str, Any]:
+    """The JSON of an agent."""
+    return {
+        "id": agent.id,
+        "state": agent.state.value,
+        "incarnation": agent.incarnation,
+        "lease": agent.lease,
+        "address": agent.address,
+        "labels": dict(agent.labels),
+        "registered_at": text_of(agent.registered_at),
+        "state_keys": list(agent.state_keys),
+    }

