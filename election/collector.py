@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from election.backoff import Backoff
 from election.candidate import Candidate, Term, Transition
 from election.config import CandidateConfig, CollectorConfig
-from election.errors import EtcdError, LossReason
+from election.errors import Deposed, EtcdError, LossReason, NotLeader
 from election.etcd import txn
 from election.etcd.client import EtcdClient
 from election.etcd.watch import Changes, Snapshot, follow
@@ -78,6 +78,7 @@ class _Fleet:
     alive: set[str] = field(default_factory=set)
     stored: dict[str, set[str]] = field(default_factory=dict)
     vanished_at_s: dict[str, float] = field(default_factory=dict)
+    revision: int = 0
 
     def put(self, key: object) -> None:
         match key:
@@ -141,8 +142,12 @@ class Collector:
         fleet = _Fleet()
         changed = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._observe(fleet, changed))
-            group.create_task(self._sweep(term, fleet, changed))
+            observing = group.create_task(self._observe(fleet, changed))
+            try:
+                await self._sweep(term, fleet, changed)
+            except (NotLeader, Deposed) as error:  # the candidate hears of it as well: resign, and stand again
+                logger.warning("%s", error)
+            observing.cancel()
 
     async def _observe(self, fleet: _Fleet, changed: asyncio.Event) -> None:
         """Keeps `fleet` true: from the watch, and from a new list at every reconcile interval."""
@@ -170,9 +175,14 @@ class Collector:
         fleet.alive.clear()
         fleet.stored.clear()
         for kv in snapshot.kvs:
-            fleet.put(self._keyspace.parse(kv.key))
+            key = self._keyspace.parse(kv.key)
+            fleet.put(key)
+            if isinstance(key, TombstoneKey) and 0 < fleet.revision < kv.mod_revision:
+                self._tell_reaped(key, kv)
+        fleet.revision = snapshot.revision
 
     def _change(self, fleet: _Fleet, changes: Changes) -> None:
+        fleet.revision = changes.revision
         for event in changes.events:
             key = self._keyspace.parse(event.kv.key)
             if event.type == KvEvent.DELETE:
@@ -202,7 +212,7 @@ class Collector:
             self._published.set(Reaped(tombstone))
 
     async def _sweep(self, term: Term, fleet: _Fleet, changed: asyncio.Event) -> None:
-        """Reaps each suspect when its grace is over."""
+        """Reaps each suspect when its grace is over, until cancelled; raises NotLeader or Deposed after a loss."""
         clock = self._client.clock
         while True:
             changed.clear()

@@ -13,9 +13,9 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from election.clock import BootClock
 from election.cli.options import Settings, command, setting
 from election.cli.signals import until_signal
+from election.clock import BootClock
 from election.dev.fleet import DevConfig, Fleet, start_fleet
 from election.dev.screen import Screen
 from election.records import text_of

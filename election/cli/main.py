@@ -5,19 +5,62 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from importlib import import_module
+from typing import ClassVar
 
 import click
 
-from election.cli.dev import dev
 from election.cli.exits import ERROR, INTERRUPTED
 from election.cli.options import remember_group_options, shared_options
-from election.cli.read import agents_list, candidates, leader, list_elections, observe
-from election.cli.run import agents_join, campaign, collect, serve
-from election.cli.version import version
-from election.errors import ElectionError
+from election.errors import ConfigError, ElectionError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Commands(click.Group):
+    """Commands that are imported when they are used: each needs only the extras that it uses, and starts fast."""
+
+    where: ClassVar[dict[str, str]] = {
+        "campaign": "election.cli.run:campaign",
+        "candidates": "election.cli.read:candidates",
+        "collect": "election.cli.run:collect",
+        "dev": "election.cli.dev:dev",
+        "leader": "election.cli.read:leader",
+        "list": "election.cli.read:list_elections",
+        "observe": "election.cli.read:observe",
+        "serve": "election.cli.serve:serve",
+        "version": "election.cli.version:version",
+    }
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, sorted."""
+        return sorted({*super().list_commands(ctx), *self.where})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now."""
+        if cmd_name not in self.where:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = self.where[cmd_name].partition(":")
+        try:
+            command = getattr(import_module(module), name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("election"):
+                raise
+            raise ConfigError(
+                f"`election {cmd_name}` needs the package {error.name}: install election with the extra [all]"
+            ) from None
+        assert isinstance(command, click.Command)
+        return command
+
+
+class AgentCommands(Commands):
+    """The commands below `election agents`."""
+
+    where: ClassVar[dict[str, str]] = {
+        "join": "election.cli.run:agents_join",
+        "list": "election.cli.read:agents_list",
+    }
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @shared_options(env=True)
 @click.pass_context
 def cli(context: click.Context, /, **options: object) -> None:
@@ -31,15 +74,9 @@ def cli(context: click.Context, /, **options: object) -> None:
     remember_group_options(context, options)
 
 
-@cli.group()
+@cli.group(cls=AgentCommands)
 def agents() -> None:
     """Agents: who is alive, and what they leave behind."""
-
-
-agents.add_command(agents_join)
-agents.add_command(agents_list)
-for command in (campaign, candidates, collect, dev, leader, list_elections, observe, serve, version):
-    cli.add_command(command)
 
 
 def main() -> None:

@@ -18,7 +18,8 @@ from election.views import Reader
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+"""An option that names a file to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,6 @@ class Settings:
     namespace: str
     tls: TlsConfig | None
     user: str | None
-    server: str | None
     output: str
 
     @property
@@ -42,10 +42,10 @@ class Settings:
         return connect(self.endpoints, namespace=self.namespace, tls=self.tls, user=self.user)
 
     @asynccontextmanager
-    async def reader(self, scope: Callable[[Keyspace], bytes]) -> AsyncGenerator[Reader]:
+    async def reader(self, server: str | None, scope: Callable[[Keyspace], bytes]) -> AsyncGenerator[Reader]:
         """What answers questions: the gRPC API when a server is named, else etcd, read no wider than `scope`."""
-        if self.server is not None:
-            async with dial(self.server, tls=self.tls) as client:
+        if server is not None:
+            async with dial(server, tls=self.tls) as client:
                 yield client
         else:
             async with self.store() as store, store.view(scope(store.keyspace)) as view:
@@ -78,16 +78,10 @@ def shared_options(*, env: bool = False) -> Callable[[F], F]:
             help=f"what belongs together [{DEFAULT_NAMESPACE}]",
             **variables("ELECTION_NAMESPACE"),
         ),
-        click.option("--cacert", type=_FILE, help="CA of the server", **variables("ELECTION_CACERT", "ETCDCTL_CACERT")),
-        click.option("--cert", type=_FILE, help="client certificate", **variables("ELECTION_CERT", "ETCDCTL_CERT")),
-        click.option("--key", type=_FILE, help="its private key", **variables("ELECTION_KEY", "ETCDCTL_KEY")),
+        click.option("--cacert", type=FILE, help="CA of the server", **variables("ELECTION_CACERT", "ETCDCTL_CACERT")),
+        click.option("--cert", type=FILE, help="client certificate", **variables("ELECTION_CERT", "ETCDCTL_CERT")),
+        click.option("--key", type=FILE, help="its private key", **variables("ELECTION_KEY", "ETCDCTL_KEY")),
         click.option("--user", metavar="NAME:PASSWORD", help="etcd user", **variables("ELECTION_USER", "ETCDCTL_USER")),
-        click.option(
-            "--server",
-            metavar="HOST:PORT,...",
-            help="read from `election serve` instead of etcd",
-            **variables("ELECTION_SERVER"),
-        ),
         click.option(
             "-o", "--output", type=click.Choice(["table", "json"]), help="[table]", **variables("ELECTION_OUTPUT")
         ),
@@ -126,7 +120,6 @@ def settings_of(context: click.Context, options: dict[str, Any]) -> Settings:
         namespace=value("namespace", DEFAULT_NAMESPACE),
         tls=TlsConfig(**files) if any(files.values()) else None,
         user=value("user"),
-        server=value("server"),
         output=value("output", "table"),
     )
 
@@ -149,7 +142,7 @@ def command(name: str) -> Callable[[Callable[..., int | None]], click.Command]:
     return decorate
 
 
-_SHARED = ("endpoints", "namespace", "cacert", "cert", "key", "user", "server", "output")
+_SHARED = ("endpoints", "namespace", "cacert", "cert", "key", "user", "output")
 
 
 def parse_labels(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:

@@ -39,6 +39,14 @@ def print_line(text: str) -> None:
     click.echo(f"{BootClock().wall():%H:%M:%S} {text}")
 
 
+def print_event(as_json: bool, event: str, **fields: object) -> None:
+    """An event: a JSON object on a line, or words."""
+    if as_json:
+        print_json({"event": event, **fields})
+    else:
+        print_line(f"{event:10} " + " ".join(f"{name}={value}" for name, value in fields.items()))
+
+
 def hex_of(lease: int) -> str:
     """A lease as etcdctl shows it."""
     return f"{lease:x}" if lease else "-"

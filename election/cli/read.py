@@ -7,7 +7,7 @@ import asyncio
 import click
 
 from election.cli.exits import NOBODY_LEADS, OK
-from election.cli.options import Settings, command
+from election.cli.options import Settings, command, setting
 from election.cli.output import (
     agent_document,
     candidate_document,
@@ -20,17 +20,20 @@ from election.cli.output import (
     print_table,
 )
 from election.cli.signals import until_signal
-from election.records import Leader, leader_of, text_of
+from election.records import Leader, leader_of
 from election.views import LeaderEvent
+
+_SERVER = setting("--server", metavar="HOST:PORT,...", help="ask `election serve`, with the TLS files for it")
 
 
 @command("leader")
 @click.argument("name")
-def leader(settings: Settings, name: str) -> int:
+@_SERVER
+def leader(settings: Settings, name: str, server: str | None) -> int:
     """Tell who leads the election NAME. Exits with 3 when nobody does."""
 
     async def ask() -> int:
-        async with settings.reader(lambda keyspace: keyspace.campaign(name)) as reader:
+        async with settings.reader(server, lambda keyspace: keyspace.campaign(name)) as reader:
             answer = await reader.leader(name)
         if answer.value is None:
             click.echo(f"nobody leads {name!r}", err=True)
@@ -50,11 +53,12 @@ def leader(settings: Settings, name: str) -> int:
 
 @command("observe")
 @click.argument("name")
-def observe(settings: Settings, name: str) -> int:
+@_SERVER
+def observe(settings: Settings, name: str, server: str | None) -> int:
     """Tell who leads the election NAME, and then every change, until a signal."""
 
     async def follow() -> None:
-        async with settings.reader(lambda keyspace: keyspace.campaign(name)) as reader:
+        async with settings.reader(server, lambda keyspace: keyspace.campaign(name)) as reader:
             async for event in reader.watch_leader(name):
                 if settings.json:
                     print_json(_event_document(name, event))
@@ -66,28 +70,27 @@ def observe(settings: Settings, name: str) -> int:
 
 @command("candidates")
 @click.argument("name")
-def candidates(settings: Settings, name: str) -> int:
+@_SERVER
+def candidates(settings: Settings, name: str, server: str | None) -> int:
     """List the candidates of the election NAME, the oldest first."""
 
     async def ask() -> None:
-        async with settings.reader(lambda keyspace: keyspace.campaign(name)) as reader:
+        async with settings.reader(server, lambda keyspace: keyspace.campaign(name)) as reader:
             rows = (await reader.candidates(name)).value
         leads = leader_of(rows)
         if settings.json:
             print_json([candidate_document(row, leads) for row in rows])
             return
         print_table(
-            ("#", "ID", "ADDRESS", "TOKEN", "LEASE", "PRIO", "LABELS", "ELECTED"),
+            ("#", "ID", "ADDRESS", "TOKEN", "LABELS", "ELECTED"),
             [
                 (
                     "leads" if leads and leads.token == row.token else str(place),
                     row.id + (" (foreign)" if row.foreign else ""),
                     row.address or "-",
                     str(row.token),
-                    hex_of(row.lease),
-                    str(row.priority),
                     labels_text(row.labels),
-                    text_of(row.elected_at) or "-",
+                    f"{row.elected_at:%Y-%m-%d %H:%M:%S}" if row.elected_at else "-",
                 )
                 for place, row in enumerate(rows)
             ],
@@ -99,11 +102,12 @@ def candidates(settings: Settings, name: str) -> int:
 
 
 @command("list")
-def list_elections(settings: Settings) -> int:
+@_SERVER
+def list_elections(settings: Settings, server: str | None) -> int:
     """List the elections that somebody stands for."""
 
     async def ask() -> None:
-        async with settings.reader(lambda keyspace: keyspace.campaigns) as reader:
+        async with settings.reader(server, lambda keyspace: keyspace.campaigns) as reader:
             rows = (await reader.elections()).value
         if settings.json:
             print_json([election_document(row) for row in rows])
@@ -127,11 +131,12 @@ def list_elections(settings: Settings) -> int:
 
 
 @command("list")
-def agents_list(settings: Settings) -> int:
+@_SERVER
+def agents_list(settings: Settings, server: str | None) -> int:
     """List the agents that are alive, draining or suspect."""
 
     async def ask() -> None:
-        async with settings.reader(lambda keyspace: keyspace.agents) as reader:
+        async with settings.reader(server, lambda keyspace: keyspace.agents) as reader:
             rows = (await reader.agents()).value
         if settings.json:
             print_json([agent_document(row) for row in rows])

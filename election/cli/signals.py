@@ -12,7 +12,7 @@ from election.cli.exits import OK
 
 
 @contextmanager
-def on_signal(leave: Callable[[], None]) -> Generator[None]:
+def on_signal(leave: Callable[[], object]) -> Generator[None]:
     """Calls `leave` at the first SIGINT or SIGTERM; a second one has its usual effect."""
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGINT, signal.SIGTERM)
@@ -34,7 +34,7 @@ def on_signal(leave: Callable[[], None]) -> Generator[None]:
 async def until_signal(running: Coroutine[Any, Any, None]) -> int:
     """Runs something until it ends or a signal comes; raises what it raises."""
     task = asyncio.ensure_future(running)
-    with on_signal(lambda: task.cancel()):
+    with on_signal(task.cancel):
         await asyncio.wait({task})
     if not task.cancelled():
         task.result()

@@ -31,13 +31,15 @@ class EtcdCluster:
     """A running cluster; make one with `await EtcdCluster.start(...)`.
 
     It holds no connection and nothing that belongs to an event loop, so it may be used from one loop after
-    another. `async with` ends it, and so does the end of the thread that started it (on Linux).
+    another. `async with` ends it, and so does the end of the thread that started it (on Linux). Who enables etcd's
+    users sets `credentials` to the name and password of one with the role root: `leader` needs them.
     """
 
     def __init__(self, members: Sequence[Member], *, version: str, tls: TlsConfig | None) -> None:
         self.members: tuple[Member, ...] = tuple(members)
         self.version = version
         self.tls = tls
+        self.credentials: tuple[str, str] | None = None
 
     @classmethod
     async def start(
@@ -163,7 +165,15 @@ class EtcdCluster:
 
     def _config(self, members: Sequence[Member]) -> EtcdConfig:
         endpoints = tuple(member.endpoint for member in members)
-        return EtcdConfig(endpoints, tls=self.tls, call_timeout_s=_PROBE_S, attempt_timeout_s=_PROBE_S)
+        user, password = self.credentials or (None, None)
+        return EtcdConfig(
+            endpoints,
+            tls=self.tls,
+            user=user,
+            password=password,
+            call_timeout_s=_PROBE_S,
+            attempt_timeout_s=_PROBE_S,
+        )
 
     async def _serves(self, member: Member) -> bool:
         """Whether the member answers, and it is not somebody else's etcd that was faster on this port."""

@@ -55,7 +55,7 @@ class Fleet:
         self.grpc_address = f"{HOST}:{grpc_port}"
         self.view = view
         self.clock = BootClock()
-        self._events: Published[dict[str, Any]] = Published({"event": "starting"})
+        self._events: Published[dict[str, Any] | None] = Published(None)
         environment = {"ELECTION_ENDPOINTS": self.endpoints, "ELECTION_NAMESPACE": "default"}
         self.serve = self._process(
             "serve",
@@ -77,9 +77,12 @@ class Fleet:
         """The etcd endpoints, as `--endpoints` takes them."""
         return ",".join(self.cluster.endpoints)
 
-    def events(self) -> AsyncGenerator[dict[str, Any]]:
-        """Everything that happens from now on, in order."""
-        return self._events.values()
+    async def events(self) -> AsyncGenerator[dict[str, Any]]:
+        """Everything that happens from when this is first waited for, in order."""
+        async with aclosing(self._events.values()) as events:
+            async for event in events:
+                if event is not None:
+                    yield event
 
     def tell(self, event: dict[str, Any]) -> None:
         """Adds an event."""
@@ -148,8 +151,8 @@ async def _keep(member: Member, respawn_s: float, tell: Tell) -> None:
     """Notices the end of an etcd member, and starts it again with its data."""
     while True:
         pid = member.pid
-        while member.running:
-            await asyncio.sleep(_LOOK_S)  # noqa: ASYNC110 - a process tells nobody that it has ended
+        while member.running:  # noqa: ASYNC110 - a process tells nobody that it has ended
+            await asyncio.sleep(_LOOK_S)
         again = {"respawn_s": respawn_s} if respawn_s else {}
         tell({"event": "ended", "process": _name(member), "pid": pid, "code": member.exit_code, **again})
         if not respawn_s:

@@ -16,7 +16,7 @@ from election.dev.tasks import PREFIX
 from election.errors import ViewStale
 from election.records import Agent, AgentState, Leader
 
-EVENTS = 8
+EVENTS = 7
 _STYLES = {
     "elected": "bold green",
     "vacated": "bold red",
@@ -25,7 +25,7 @@ _STYLES = {
     "reaped": "magenta",
     "reassigned": "cyan",
 }
-_QUIET = {"campaigning", "assigned", "done", "leads", "updated", "suspected", "waiting", "collecting", "started"}
+_QUIET = {"assigned", "done", "leads", "updated", "suspected", "waiting", "collecting", "started"}
 """Events that are said elsewhere on the screen, or too often."""
 
 
@@ -41,7 +41,9 @@ class Screen:
         if event["event"] in _QUIET or (event.get("process") == "serve" and event["event"] == "reaped"):
             return
         self._events.append(
-            Text(f"{self._fleet.clock.wall():%H:%M:%S} {sentence(event)}", _STYLES.get(event["event"], ""), no_wrap=True)
+            Text(
+                f"{self._fleet.clock.wall():%H:%M:%S} {sentence(event)}", _STYLES.get(event["event"], ""), no_wrap=True
+            )
         )
 
     async def render(self) -> RenderableType:
@@ -50,6 +52,7 @@ class Screen:
         head = Text.assemble(
             ("election dev", "bold"),
             f"  etcd {fleet.cluster.version} on {fleet.cluster.endpoints[0]}, gRPC on {fleet.grpc_address}",
+            no_wrap=True,
         )
         try:
             leader = (await fleet.view.leader(ELECTION)).value
@@ -84,15 +87,15 @@ class Screen:
         leading = next((process.pid for process in fleet.orchestrators if leader and process.name == leader.id), None)
         agent = next((process.pid for process in fleet.agents if process.pid), None)
         member = next((member.pid for member in fleet.cluster.members if member.pid), None)
-        kills = [
-            f"kill -9 {pid} ({what})"
+        victims = [
+            f"{pid} ({what})"
             for pid, what in ((leading, "the leader"), (agent, "an agent"), (member, "an etcd member"))
             if pid
         ]
+        back = f"what dies is back after {fleet.config.respawn_s:g} s, " if fleet.config.respawn_s else ""
         yield Text(f"Try: election leader {ELECTION}{where}", "dim")
-        if kills:
-            yield Text("     " + "  ".join(kills), "dim")
-        yield Text(f"     What is killed comes back after {fleet.config.respawn_s:g} s. Ctrl-C ends all.", "dim")
+        yield Text(f"     kill -9 {', or '.join(victims)}", "dim", no_wrap=True)
+        yield Text(f"     ({back}Ctrl-C ends all)", "dim")
 
 
 def sentence(event: dict[str, Any]) -> str:

@@ -132,9 +132,10 @@ class EtcdClient:
     async def lease_grant(self, ttl_s: int, *, timeout_s: float | None = None) -> rpc.LeaseGrantResponse:
         """Grants a lease; the answer's TTL is the granted one, which may be longer.
 
-        The id is drawn here and not by etcd, so that the call can be repeated on another member.
+        The id is drawn here and not by etcd, so that the call can be repeated on another member; below 2^53, so that
+        it is exact in the JSON of any language.
         """
-        lease = secrets.randbelow(2**63 - 1) + 1
+        lease = secrets.randbelow(2**53 - 1) + 1
         try:
             return await self.call(methods.LEASE_GRANT, rpc.LeaseGrantRequest(TTL=ttl_s, ID=lease), timeout_s=timeout_s)
         except EtcdError as error:

@@ -1,0 +1,106 @@
+"""The command `serve`: the gRPC API, the collector and the metrics, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import click
+
+from election.cli.aside import aside
+from election.cli.exits import OK
+from election.cli.metrics import metrics_options, telemetry
+from election.cli.options import FILE, Settings, command, setting
+from election.cli.output import print_event
+from election.cli.run import default_id, print_collector
+from election.cli.signals import on_signal
+from election.collector import Collector
+from election.config import CollectorConfig
+from election.errors import EtcdError
+from election.server.serving import GrpcServer
+
+logger = logging.getLogger("election")
+
+_RETRY_S = 5.0
+
+
+@command("serve")
+@setting("--grpc-host", default="127.0.0.1", show_default=True, help="address of the gRPC API")
+@setting("--grpc-port", type=click.IntRange(0, 65535), default=50051, show_default=True, help="0: a free one")
+@setting("--server-cert", type=FILE, help="TLS of the gRPC API")
+@setting("--server-key", type=FILE, help="its private key")
+@setting("--insecure", is_flag=True, help="serve plain text on other addresses than loopback")
+@setting("--collect/--no-collect", default=True, show_default=True, help="stand as a collector of stale agents")
+@setting("--grace", type=click.FloatRange(min=0), default=CollectorConfig().grace_s, show_default=True, help="seconds")
+@setting("--id", "id", metavar="ID", help="this collector's name [host-pid]")
+@metrics_options
+def serve(
+    settings: Settings,
+    grpc_host: str,
+    grpc_port: int,
+    server_cert: Path | None,
+    server_key: Path | None,
+    insecure: bool,
+    collect: bool,
+    grace: float,
+    id: str | None,
+    metrics_host: str,
+    metrics_port: int | None,
+) -> int:
+    """Answer over gRPC who leads and which agents are there, until a signal; and collect stale agents."""
+
+    async def run() -> int:
+        async with AsyncExitStack() as stack:
+            store = await stack.enter_async_context(settings.store())
+            recording = await stack.enter_async_context(telemetry(metrics_host, metrics_port))
+            view = await stack.enter_async_context(store.view())
+            server = await stack.enter_async_context(
+                GrpcServer(view, grpc_host, grpc_port, server_cert, server_key, insecure)
+            )
+            print_event(
+                settings.json,
+                "serving",
+                grpc=server.address,
+                metrics_port=recording.metrics_port if recording else None,
+                collect=collect,
+            )
+            left = asyncio.Event()
+            stack.enter_context(on_signal(left.set))
+            await stack.enter_async_context(aside(recording.watch_view(view) if recording else None))
+            if collect:
+                collector = store.collector(id=id or default_id(), config=CollectorConfig(grace_s=grace))
+                await stack.enter_async_context(
+                    aside(
+                        print_collector(settings, collector),
+                        recording.watch_collector(collector) if recording else None,
+                    )
+                )
+                await stack.enter_async_context(_collecting(collector))
+            await left.wait()
+        return OK
+
+    return asyncio.run(run())
+
+
+@asynccontextmanager
+async def _collecting(collector: Collector) -> AsyncGenerator[None]:
+    """Collects beside the API, which goes on answering also while etcd lets nobody campaign."""
+    running = asyncio.create_task(_collect(collector))
+    try:
+        yield
+    finally:
+        collector.leave()
+        await asyncio.wait({running})
+        running.result()
+
+
+async def _collect(collector: Collector) -> None:
+    while True:
+        try:
+            return await collector.run()
+        except EtcdError as error:
+            logger.warning("the collector cannot stand yet: %s", error)
+            await asyncio.sleep(_RETRY_S)

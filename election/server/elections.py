@@ -1,0 +1,67 @@
+"""The service `election.v1.Elections`: leaders and candidates."""
+# ruff: noqa: N802 (the methods have the names of the proto)
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import grpc.aio
+
+from election.messages import (
+    candidate_message,
+    election_message,
+    leader_event_message,
+    leader_message,
+    view_message,
+)
+from election.pb.election.v1 import election_pb2 as pb
+from election.pb.election.v1 import election_pb2_grpc as services
+from election.records import Leader
+from election.views import Reader
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ElectionsServicer(services.ElectionsServicer):
+    """Answers from a Reader. Its methods raise ElectionError kinds; the server makes statuses of them."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    async def GetLeader(self, request: pb.GetLeaderRequest, context: Context) -> pb.GetLeaderResponse:
+        """Tells who leads."""
+        answer = await self._reader.leader(request.election)
+        return pb.GetLeaderResponse(view=view_message(answer.source), leader=_leader(answer.value))
+
+    async def WatchLeader(
+        self, request: pb.WatchLeaderRequest, context: Context
+    ) -> AsyncGenerator[pb.WatchLeaderResponse]:
+        """Tells who leads now, and every change."""
+        async with aclosing(self._reader.watch_leader(request.election)) as events:
+            async for event in events:
+                yield leader_event_message(event)
+
+    async def ListElections(self, request: pb.ListElectionsRequest, context: Context) -> pb.ListElectionsResponse:
+        """Lists the elections."""
+        answer = await self._reader.elections()
+        return pb.ListElectionsResponse(view=view_message(answer.source), elections=map(election_message, answer.value))
+
+    async def ListCandidates(self, request: pb.ListCandidatesRequest, context: Context) -> pb.ListCandidatesResponse:
+        """Lists the candidates of one election."""
+        answer = await self._reader.candidates(request.election)
+        return pb.ListCandidatesResponse(
+            view=view_message(answer.source), candidates=map(candidate_message, answer.value)
+        )
+
+    async def CheckToken(self, request: pb.CheckTokenRequest, context: Context) -> pb.CheckTokenResponse:
+        """Compares a token with that of the present leader."""
+        answer = await self._reader.check_token(request.election, request.token)
+        return pb.CheckTokenResponse(
+            view=view_message(answer.source), current=answer.value.current, leader=_leader(answer.value.leader)
+        )
+
+
+def _leader(leader: Leader | None) -> pb.Leader | None:
+    return None if leader is None else leader_message(leader)

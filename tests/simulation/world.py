@@ -1,0 +1,98 @@
+"""A small world in virtual time: one fake etcd, and candidates on machines with clocks and links of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from election.candidate import Candidate, Term
+from election.config import CandidateConfig, EtcdConfig
+from election.etcd.client import EtcdClient
+from election.keys import Keyspace
+from tests.fake.clock import VirtualClock
+from tests.fake.etcd import FakeEtcd
+from tests.fake.transport import FakeTransport
+
+KEYS = Keyspace("sim")
+ELECTION = "demo"
+
+
+@dataclass
+class Node:
+    """A machine with one candidate on it."""
+
+    candidate: Candidate
+    client: EtcdClient
+    transport: FakeTransport
+    clock: VirtualClock
+
+
+@dataclass
+class Span:
+    """A piece of work that ran: from when until when, on the loop's clock, under which token."""
+
+    id: str
+    token: int
+    began_s: float
+    ended_s: float | None = None
+
+
+@dataclass
+class World:
+    """The fake etcd, and a record of all work that ran."""
+
+    etcd: FakeEtcd
+    seed: int
+    spans: list[Span] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def node(
+        self,
+        id: str,
+        *,
+        rate: float = 1.0,
+        latency_s: float = 0.001,
+        transport: FakeTransport | None = None,
+        config: CandidateConfig | None = None,
+    ) -> AsyncGenerator[Node]:
+        """A machine that is there for a while."""
+        clock = VirtualClock(rate=rate)
+        transport = transport or FakeTransport(self.etcd, latency_s=latency_s)
+        etcd_config = EtcdConfig(transport.endpoints)
+        async with EtcdClient(etcd_config, clock=clock, transport=transport) as client:
+            rng = random.Random(f"{self.seed} {id}")
+            candidate = Candidate(client, KEYS, ELECTION, id=id, config=config, rng=rng)
+            yield Node(candidate, client, transport, clock)
+
+    async def work(self, term: Term) -> None:
+        """Work that notes when it ran, and never ends by itself."""
+        span = Span(term.id, term.token, asyncio.get_running_loop().time())
+        self.spans.append(span)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            span.ended_s = asyncio.get_running_loop().time()
+
+    def check_spans(self) -> None:
+        """No two pieces of work overlap, and tokens strictly grow."""
+        for before, after in zip(self.spans, self.spans[1:], strict=False):
+            assert before.token < after.token, f"{self}: tokens do not grow"
+            assert before.ended_s is not None, f"{self}: {before} has not ended"
+            assert before.ended_s <= after.began_s, f"{self}: {before} overlaps {after}"
+
+
+def world(seed: int = 0, *, members: int = 3) -> World:
+    """A world; only inside of a virtual loop."""
+    return World(FakeEtcd(VirtualClock(), members=members), seed)
+
+
+async def leads(*nodes: Node) -> Node:
+    """Waits until one of the nodes leads; the caller bounds it in virtual time."""
+    while True:
+        for node in nodes:
+            if node.candidate.is_leader:
+                return node
+        await asyncio.sleep(0.01)

@@ -1,0 +1,298 @@
+"""Messages: what was told arrives as it was, whatever is in it, and errors have statuses."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from grpc import StatusCode
+from hypothesis import given
+from hypothesis import strategies as st
+
+from election import messages
+from election.errors import (
+    AccessDenied,
+    AgentExists,
+    AgentLost,
+    ConfigError,
+    Deposed,
+    ElectionError,
+    EtcdError,
+    EtcdUnavailable,
+    LossReason,
+    NoSpace,
+    NotLeader,
+    RecordTooLarge,
+    ViewStale,
+)
+from election.pb.election.v1 import election_pb2 as pb
+from election.pb.etcd.kv_pb2 import KeyValue
+from election.published import TooSlow
+from election.records import (
+    Agent,
+    AgentRecord,
+    AgentState,
+    Candidate,
+    Election,
+    Leader,
+    StateEntry,
+    Tombstone,
+    leader_of,
+)
+from election.views import AgentEvent, AgentEventKind, LeaderEvent, LeaderEventKind, Source
+
+texts = st.text(st.characters(codec="utf-8"), max_size=20)
+zones = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+times = st.none() | st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1), timezones=st.just(UTC) | zones)
+labels = st.dictionaries(texts, texts, max_size=3)
+revisions = st.integers(0, 2**63 - 1)
+priorities = st.integers(-(2**31), 2**31 - 1)
+sources = st.builds(
+    Source,
+    cluster_id=st.integers(0, 2**64 - 1),
+    revision=revisions,
+    age_s=st.integers(0, 10**12).map(lambda nanoseconds: nanoseconds / 1e9),
+)
+leaders = st.builds(
+    Leader,
+    election=texts,
+    id=texts,
+    address=texts,
+    token=revisions,
+    key=texts,
+    lease=revisions,
+    elected_at=times,
+    labels=labels,
+    priority=priorities,
+    proven=st.booleans(),
+)
+candidates = st.builds(
+    Candidate,
+    election=texts,
+    key=texts,
+    token=revisions,
+    lease=revisions,
+    id=texts,
+    address=texts,
+    labels=labels,
+    priority=priorities,
+    elected_at=times,
+    foreign=st.booleans(),
+)
+elections = st.builds(Election, name=texts, candidates=st.integers(0, 2**31 - 1), leader=st.none() | leaders)
+agents = st.builds(
+    Agent,
+    id=texts,
+    state=st.sampled_from(AgentState),
+    incarnation=revisions,
+    lease=revisions,
+    address=texts,
+    labels=labels,
+    registered_at=times,
+    state_keys=st.lists(texts, max_size=3).map(tuple),
+)
+entries = st.builds(StateEntry, key=texts, value=st.binary(max_size=40), mod_revision=revisions)
+tombstones = st.builds(
+    Tombstone,
+    agent=texts,
+    incarnation=revisions,
+    reaped_at=times,
+    collector=texts,
+    token=revisions,
+    collected=st.lists(entries, max_size=3).map(tuple),
+)
+
+
+@given(sources)
+def test_a_source_arrives_as_it_was(source: Source) -> None:
+    """With its age to the nanosecond."""
+    assert messages.source_from(messages.view_message(source)) == source
+
+
+@pytest.mark.parametrize(("age_s", "told_s"), [(-1.0, 0.0), (float("inf"), 315_576_000_000.0)])
+def test_an_age_that_no_duration_holds_becomes_the_nearest_one(age_s: float, told_s: float) -> None:
+    """A clock that went wrong fails no answer."""
+    assert messages.source_from(messages.view_message(Source(1, 2, age_s))).age_s == told_s
+
+
+@given(leaders)
+def test_a_leader_arrives_as_it_was(leader: Leader) -> None:
+    """Whatever is in its record."""
+    assert messages.leader_from(messages.leader_message(leader)) == leader
+
+
+@given(candidates)
+def test_a_candidate_arrives_as_it_was(candidate: Candidate) -> None:
+    """Ours and those of other programs."""
+    assert messages.candidate_from(messages.candidate_message(candidate)) == candidate
+
+
+@given(elections)
+def test_an_election_arrives_as_it_was(election: Election) -> None:
+    """With a leader or without."""
+    assert messages.election_from(messages.election_message(election)) == election
+
+
+@given(agents)
+def test_an_agent_arrives_as_it_was(agent: Agent) -> None:
+    """In each of its states."""
+    assert messages.agent_from(messages.agent_message(agent)) == agent
+
+
+@given(entries)
+def test_a_state_entry_arrives_as_it_was(entry: StateEntry) -> None:
+    """Its value is bytes and stays bytes."""
+    assert messages.entry_from(messages.entry_message(entry)) == entry
+
+
+@given(tombstones)
+def test_a_tombstone_arrives_as_it_was(tombstone: Tombstone) -> None:
+    """With everything that was collected."""
+    assert messages.tombstone_from(messages.tombstone_message(tombstone)) == tombstone
+
+
+@given(st.builds(LeaderEvent, kind=st.sampled_from(LeaderEventKind), leader=st.none() | leaders, source=sources))
+def test_a_leader_event_arrives_as_it_was(event: LeaderEvent) -> None:
+    """Each kind, with a leader or without."""
+    assert messages.leader_event_from(messages.leader_event_message(event)) == event
+
+
+@given(
+    st.builds(
+        AgentEvent,
+        kind=st.sampled_from(AgentEventKind),
+        agent=st.none() | agents,
+        source=sources,
+        tombstone=st.none() | tombstones,
+    )
+)
+def test_an_agent_event_arrives_as_it_was(event: AgentEvent) -> None:
+    """Each kind, with an agent and a tombstone or without."""
+    assert messages.agent_event_from(messages.agent_event_message(event)) == event
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=10), values, max_size=3),
+    max_leaves=5,
+)
+moments = st.datetimes(timezones=zones).map(datetime.isoformat)
+
+
+@given(
+    st.text(max_size=20), anything, st.dictionaries(st.text(max_size=5), anything, max_size=3), st.integers(), moments
+)
+def test_whatever_a_stored_record_holds_can_be_sent(
+    id: str, address: Any, marks: dict[str, Any], number: int, at: str
+) -> None:
+    """JSON has half surrogate pairs, numbers without end, and times before the first day of UTC."""
+    record = {
+        "v": 1,
+        "id": id,
+        "address": address,
+        "labels": marks,
+        "priority": number,
+        "elected_at": at,
+        "registered_at": at,
+        "reaped_at": at,
+        "collector": id,
+        "token": number,
+        "collected": [{"key": id, "value": "x", "mod_revision": number}],
+    }
+    value = json.dumps(record).encode()
+    candidate = Candidate.of("e", KeyValue(key=b"\xff/\n", value=value, create_revision=5, lease=7))
+    leader = leader_of([candidate])
+    assert leader is not None
+    agent = AgentRecord.decode("a", value)
+    known = Agent("a", AgentState.ALIVE, number, 7, agent.address, agent.labels, agent.registered_at, (id,))
+    messages.candidate_message(candidate).SerializeToString()
+    messages.leader_message(leader).SerializeToString()
+    messages.agent_message(known).SerializeToString()
+    messages.tombstone_message(Tombstone.decode("a", number, value)).SerializeToString()
+
+
+def test_what_a_message_cannot_hold_becomes_the_nearest_thing() -> None:
+    """Text is escaped, numbers are bounded, and a time outside of UTC's calendar is left out."""
+    first_day = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))
+    candidate = Candidate("e", "k", 5, 7, "half \ud83d", labels={"\ud83d": "x"}, priority=10**30, elected_at=first_day)
+    message = messages.candidate_message(candidate)
+    assert message.id == "half \\ud83d"
+    assert dict(message.labels) == {"\\ud83d": "x"}
+    assert message.priority == 2**31 - 1
+    assert not message.HasField("elected_at")
+
+
+def test_a_timestamp_outside_of_the_calendar_is_left_out() -> None:
+    """A server may send a Timestamp that no calendar has."""
+    message = pb.Leader(id="a")
+    message.elected_at.seconds = 2**62
+    assert messages.leader_from(message).elected_at is None
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: messages.leader_event_from(pb.WatchLeaderResponse(kind=99)),  # type: ignore[arg-type]
+        lambda: messages.agent_event_from(pb.WatchAgentsResponse()),
+        lambda: messages.agent_from(pb.Agent(id="a")),
+    ],
+)
+def test_a_kind_from_a_newer_server_is_an_error_of_ours(read: Any) -> None:
+    """It is not taken for another kind."""
+    with pytest.raises(ElectionError, match="which this version does not know"):
+        read()
+
+
+STATUSES = [
+    (ConfigError("x"), StatusCode.INVALID_ARGUMENT),
+    (RecordTooLarge("x"), StatusCode.INVALID_ARGUMENT),
+    (ViewStale("x"), StatusCode.UNAVAILABLE),
+    (EtcdUnavailable("x"), StatusCode.UNAVAILABLE),
+    (TooSlow("x"), StatusCode.RESOURCE_EXHAUSTED),
+    (AccessDenied("x"), StatusCode.PERMISSION_DENIED),
+    (AgentExists("x"), StatusCode.ALREADY_EXISTS),
+    (AgentLost("x"), StatusCode.FAILED_PRECONDITION),
+    (Deposed("x"), StatusCode.FAILED_PRECONDITION),
+    (NotLeader("x", reason=LossReason.EXPIRED), StatusCode.FAILED_PRECONDITION),
+    (NoSpace("x"), StatusCode.FAILED_PRECONDITION),
+    (EtcdError("x"), StatusCode.INTERNAL),
+    (ElectionError("x"), StatusCode.INTERNAL),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), STATUSES, ids=lambda value: getattr(value, "name", type(value).__name__))
+def test_every_error_has_its_status(error: ElectionError, code: StatusCode) -> None:
+    """With its text."""
+    assert messages.status_of(error) == (code, "x")
+
+
+def test_a_status_text_is_one_line() -> None:
+    """Logs and terminals show it as it is."""
+    assert messages.status_of(ConfigError("a\n  b\tc"))[1] == "a b c"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (StatusCode.INVALID_ARGUMENT, ConfigError),
+        (StatusCode.UNAVAILABLE, ViewStale),
+        (StatusCode.RESOURCE_EXHAUSTED, TooSlow),
+        (StatusCode.PERMISSION_DENIED, AccessDenied),
+        (StatusCode.UNAUTHENTICATED, AccessDenied),
+        (StatusCode.ALREADY_EXISTS, AgentExists),
+    ],
+)
+def test_a_status_becomes_the_error_that_it_was(code: StatusCode, kind: type[ElectionError]) -> None:
+    """With the text as it was."""
+    error = messages.error_from(code, "the text")
+    assert type(error) is kind
+    assert str(error) == "the text"
+
+
+def test_a_status_that_stands_for_no_error_names_itself() -> None:
+    """A call that the server does not know, for example."""
+    error = messages.error_from(StatusCode.UNIMPLEMENTED, "Method not found!")
+    assert type(error) is ElectionError
+    assert str(error) == "the server answered UNIMPLEMENTED: Method not found!"
