@@ -2,6 +2,7 @@
 
 from election.agents import Agent
 from election.candidate import Candidate, Loss, Term
+from election.client import Client, dial
 from election.collector import Collector
 from election.config import AgentConfig, CandidateConfig, CollectorConfig, EtcdConfig, TlsConfig
 from election.errors import (
@@ -30,6 +31,7 @@ __all__ = [
     "AgentLost",
     "Candidate",
     "CandidateConfig",
+    "Client",
     "Collector",
     "CollectorConfig",
     "ConfigError",
@@ -49,6 +51,7 @@ __all__ = [
     "View",
     "ViewStale",
     "connect",
+    "dial",
     "fenced_txn",
     "guard",
 ]
