@@ -270,6 +270,8 @@ class Candidate:
                 campaign.cancel()
                 await asyncio.wait({campaign})
                 self._apply(leadership.Released())
+        if not campaign.cancelled():
+            campaign.result()
         assert isinstance(left, Leaving)
         return left
 

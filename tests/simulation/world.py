@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from election.candidate import Candidate, Term
 from election.config import CandidateConfig, EtcdConfig
@@ -21,13 +22,19 @@ ELECTION = "demo"
 
 
 @dataclass
-class Node:
-    """A machine with one candidate on it."""
+class Machine:
+    """A client of the fake etcd, with links and a clock of its own."""
 
-    candidate: Candidate
     client: EtcdClient
     transport: FakeTransport
     clock: VirtualClock
+
+
+@dataclass
+class Node(Machine):
+    """A machine with one candidate on it."""
+
+    candidate: Candidate
 
 
 @dataclass
@@ -48,24 +55,26 @@ class World:
     seed: int
     spans: list[Span] = field(default_factory=list)
 
+    def rng(self, name: str) -> random.Random:
+        """A generator of its own for each name, the same in each run of this seed."""
+        return random.Random(f"{self.seed} {name}")
+
     @asynccontextmanager
-    async def node(
-        self,
-        id: str,
-        *,
-        rate: float = 1.0,
-        latency_s: float = 0.001,
-        transport: FakeTransport | None = None,
-        config: CandidateConfig | None = None,
-    ) -> AsyncGenerator[Node]:
+    async def machine(
+        self, *, rate: float = 1.0, latency_s: float = 0.001, transport: FakeTransport | None = None
+    ) -> AsyncGenerator[Machine]:
         """A machine that is there for a while."""
         clock = VirtualClock(rate=rate)
         transport = transport or FakeTransport(self.etcd, latency_s=latency_s)
-        etcd_config = EtcdConfig(transport.endpoints)
-        async with EtcdClient(etcd_config, clock=clock, transport=transport) as client:
-            rng = random.Random(f"{self.seed} {id}")
-            candidate = Candidate(client, KEYS, ELECTION, id=id, config=config, rng=rng)
-            yield Node(candidate, client, transport, clock)
+        async with EtcdClient(EtcdConfig(transport.endpoints), clock=clock, transport=transport) as client:
+            yield Machine(client, transport, clock)
+
+    @asynccontextmanager
+    async def node(self, id: str, *, config: CandidateConfig | None = None, **settings: Any) -> AsyncGenerator[Node]:
+        """A machine with a candidate on it."""
+        async with self.machine(**settings) as machine:
+            candidate = Candidate(machine.client, KEYS, ELECTION, id=id, config=config, rng=self.rng(id))
+            yield Node(machine.client, machine.transport, machine.clock, candidate)
 
     async def work(self, term: Term) -> None:
         """Work that notes when it ran, and never ends by itself."""

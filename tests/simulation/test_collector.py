@@ -1,0 +1,406 @@
+"""The real agents and collectors on the fake etcd, in virtual time: what is collected, and what never is."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+
+from election.agents import Agent
+from election.collector import Collector, CollectorEvent, Reaped, ReapFailed
+from election.config import AgentConfig, CandidateConfig, CollectorConfig
+from election.errors import AgentExists, AgentLost, EtcdError
+from election.etcd.client import EtcdClient
+from election.etcd.methods import TXN, Method, Req, Resp
+from election.etcd.transport import Metadata, Stream
+from election.keys import COLLECTOR_ELECTION, REGISTRATION
+from election.pb.etcd import rpc_pb2 as rpc
+from election.records import Tombstone
+from tests.fake.clock import virtual
+from tests.fake.transport import FakeTransport
+from tests.simulation.world import KEYS, Machine, World, world
+
+TTL_S = 6
+GRACE_S = 5.0
+SEEDS = range(40)
+
+
+def agent_on(machine: Machine, id: str = "w") -> Agent:
+    return Agent(machine.client, KEYS, id, config=AgentConfig(ttl_s=TTL_S), rng=random.Random(id))
+
+
+def collector_on(machine: Machine, id: str, *, reconcile_s: float = 60.0) -> Collector:
+    config = CollectorConfig(grace_s=GRACE_S, reconcile_s=reconcile_s)
+    return Collector(
+        machine.client, KEYS, id=id, config=config, candidate_config=CandidateConfig(ttl_s=5), rng=random.Random(id)
+    )
+
+
+@asynccontextmanager
+async def collecting(
+    here: World, id: str = "c", *, reconcile_s: float = 60.0, transport: FakeTransport | None = None
+) -> AsyncGenerator[tuple[Machine, list[CollectorEvent | None]]]:
+    """A collector that leads; yields its machine and the list of what it tells."""
+    told: list[CollectorEvent | None] = []
+    async with here.machine(transport=transport) as machine:
+        collector = collector_on(machine, id, reconcile_s=reconcile_s)
+
+        async def listen() -> None:
+            async for event in collector.events():
+                told.append(event)  # noqa: PERF401 - it is read while it grows
+
+        listening, running = asyncio.create_task(listen()), asyncio.create_task(collector.run())
+        async with asyncio.timeout(60):
+            while not collector.candidate.is_leader:
+                await asyncio.sleep(0.05)
+        yield machine, told
+        collector.leave()
+        await running
+        listening.cancel()
+
+
+async def die(machine: Machine, agent: Agent) -> None:
+    """The agent's machine is gone, as far as etcd can see."""
+    assert agent.registration is not None
+    machine.transport.cut(0, 1, 2)
+
+
+async def stored(client: EtcdClient, id: str = "w") -> dict[str, bytes]:
+    prefix = KEYS.states(id)
+    return {kv.key[len(prefix) :].decode(): kv.value for kv in (await client.list(prefix)).kvs}
+
+
+async def tombstones(client: EtcdClient, id: str = "w") -> list[Tombstone]:
+    kvs = (await client.list(KEYS.tombstones(id))).kvs
+    return [Tombstone.decode(id, int(kv.key.rpartition(b"/")[2]), kv.value) for kv in kvs]
+
+
+@virtual
+async def test_a_dead_agent_is_collected_once_after_its_grace() -> None:
+    """Its state goes, and a tombstone tells what it was, although two collectors run."""
+    here = world()
+    async with collecting(here, "c1") as (one, told), here.machine() as other, here.machine() as host:
+        waiting = asyncio.create_task(collector_on(other, "c2").run())
+        async with agent_on(host) as agent:
+            await agent.put("task", "x")
+            incarnation = agent.incarnation
+            await die(host, agent)
+            await asyncio.sleep(TTL_S + GRACE_S - 2)
+            assert await stored(one.client) != {}
+            await asyncio.sleep(4)
+            assert await stored(one.client) == {}
+            [tombstone] = await tombstones(one.client)
+            assert (tombstone.incarnation, tombstone.collector) == (incarnation, "c1")
+            assert [(entry.key, entry.value) for entry in tombstone.collected] == [("task", b"x")]
+            assert [type(event) for event in told].count(Reaped) == 1
+        waiting.cancel()
+        with suppress(asyncio.CancelledError):
+            await waiting
+
+
+@virtual
+async def test_an_agent_that_is_back_within_its_grace_keeps_its_state() -> None:
+    """As a new incarnation."""
+    here = world()
+    async with collecting(here) as (machine, told), here.machine() as host, agent_on(host) as agent:
+        await agent.put("task", "x")
+        first = agent.incarnation
+        await die(host, agent)
+        await asyncio.sleep(TTL_S + 2)
+        host.transport.mend()
+        await asyncio.sleep(20)
+        assert agent.incarnation > first
+        assert (await agent.items()) == {"task": b"x"}
+        assert await tombstones(machine.client) == []
+        assert not any(isinstance(event, Reaped) for event in told)
+
+
+Meanwhile = Callable[[EtcdClient], Awaitable[object]]
+
+
+async def reap_while(here: World, meanwhile: Meanwhile) -> tuple[dict[str, bytes], list[Tombstone]]:
+    """Lets an agent die, and does something just before etcd gets the first transaction that would reap it."""
+    async with collecting(here) as (machine, _), here.machine() as other:
+        await other.client.put(KEYS.state("w", "a"), b"1")
+        await other.client.put(KEYS.state("w", "b"), b"2")
+        done = False
+
+        async def before(_: int, method: Method[Any, Any], request: Message) -> None:
+            nonlocal done
+            if method.path == TXN.path and not done and b"agents/reaped" in request.SerializeToString():
+                done = True
+                await meanwhile(other.client)
+
+        machine.transport.before_call = before
+        await asyncio.sleep(GRACE_S + 1)
+        assert done
+        return await stored(other.client), await tombstones(other.client)
+
+
+@virtual
+async def test_an_agent_that_comes_back_in_the_same_moment_survives() -> None:
+    """The transaction compares that the liveness key is absent."""
+    alive: Meanwhile = lambda client: client.put(KEYS.alive("w"), b"{}")  # noqa: E731
+    assert await reap_while(world(), alive) == ({"a": b"1", "b": b"2"}, [])
+
+
+@virtual
+async def test_a_collector_that_was_deposed_can_do_nothing() -> None:
+    """The transaction compares its own leader key."""
+
+    async def depose(client: EtcdClient) -> None:
+        for kv in (await client.list(KEYS.campaign(COLLECTOR_ELECTION))).kvs:
+            await client.delete(kv.key)
+
+    kept, buried = await reap_while(world(), depose)
+    assert (kept, buried) == ({"a": b"1", "b": b"2"}, [])
+
+
+@pytest.mark.parametrize("change", ["changed", "added", "deleted"])
+def test_state_that_changed_since_it_was_read_is_not_reaped_as_it_was(change: str) -> None:
+    """It is read again, so that the tombstone has what was there."""
+
+    @virtual
+    async def run() -> None:
+        changes: dict[str, Meanwhile] = {
+            "changed": lambda client: client.put(KEYS.state("w", "a"), b"new"),
+            "added": lambda client: client.put(KEYS.state("w", "c"), b"new"),
+            "deleted": lambda client: client.delete(KEYS.state("w", "a")),
+        }
+        expected = {
+            "changed": {"a": b"new", "b": b"2"},
+            "added": {"a": b"1", "b": b"2", "c": b"new"},
+            "deleted": {"b": b"2"},
+        }
+        kept, [tombstone] = await reap_while(world(), changes[change])
+        assert kept == {}
+        assert {entry.key: entry.value for entry in tombstone.collected} == expected[change]
+
+    run()
+
+
+@virtual
+async def test_no_lease_is_left_behind_by_a_reap_that_etcd_refused() -> None:
+    """A tombstone's lease goes with a tombstone that was not written."""
+    here = world()
+
+    async def revive(client: EtcdClient) -> None:
+        await client.put(KEYS.alive("w"), b"{}")
+
+    await reap_while(here, revive)
+    async with here.machine() as machine:
+        assert list((await machine.client.leases()).leases) == []
+
+
+@virtual
+async def test_a_reap_whose_answer_was_lost_is_told_once_and_keeps_its_tombstone() -> None:
+    """It is resolved by reading back."""
+    here = world()
+    async with collecting(here) as (machine, told), here.machine() as other:
+        await other.client.put(KEYS.state("w", "a"), b"1")
+
+        async def lose(_: int, method: Method[Any, Any], answer: Message) -> None:
+            if method.path == TXN.path and isinstance(answer, rpc.TxnResponse) and len(answer.responses) == 2:
+                machine.transport.after_call = None
+                await asyncio.sleep(60)
+
+        machine.transport.after_call = lose
+        await asyncio.sleep(GRACE_S + 20)
+        assert await stored(other.client) == {}
+        assert len(await tombstones(other.client)) == 1
+        assert [type(event) for event in told].count(Reaped) == 1
+
+
+@virtual
+async def test_state_without_a_registration_is_collected_after_the_same_grace() -> None:
+    """Somebody stored it and never lived; its incarnation is 0."""
+    here = world()
+    async with collecting(here) as (machine, _):
+        await machine.client.put(KEYS.state("ghost", "a"), b"1")
+        await asyncio.sleep(GRACE_S + 1)
+        assert await stored(machine.client, "ghost") == {}
+        assert [tombstone.incarnation for tombstone in await tombstones(machine.client, "ghost")] == [0]
+
+
+class Deaf(FakeTransport):
+    """Its watches lose every answer with events while `deaf` is set."""
+
+    deaf = False
+
+    def stream(self, member: int, method: Method[Req, Resp], *, metadata: Metadata) -> Stream[Req, Resp]:
+        stream = super().stream(member, method, metadata=metadata)
+        read = stream.read
+
+        async def hear() -> Resp | None:
+            while True:
+                answer = await read()
+                if not (self.deaf and isinstance(answer, rpc.WatchResponse) and answer.events):
+                    return answer
+
+        stream.read = hear  # type: ignore[method-assign]
+        return stream
+
+
+@virtual
+async def test_an_event_that_never_came_is_made_up_for_by_the_next_reconcile() -> None:
+    """No event is relied on alone."""
+    here = world()
+    transport = Deaf(here.etcd)
+    async with collecting(here, transport=transport, reconcile_s=20) as (machine, _), here.machine() as other:
+        await asyncio.sleep(1)
+        transport.deaf = True
+        await other.client.put(KEYS.state("w", "a"), b"1")
+        await asyncio.sleep(1)
+        transport.deaf = False
+        await asyncio.sleep(GRACE_S + 5)
+        assert await stored(machine.client) != {}
+        await asyncio.sleep(20)
+        assert await stored(machine.client) == {}
+
+
+@virtual
+async def test_a_state_that_does_not_fit_into_one_transaction_stays_and_is_reported() -> None:
+    """Better too much kept than something lost."""
+    here = world()
+    async with collecting(here) as (machine, told):
+        for number in range(18):
+            await machine.client.put(KEYS.state("w", f"k{number}"), b"x" * 60_000)
+        await asyncio.sleep(GRACE_S + 1)
+        assert len(await stored(machine.client)) == 18
+        assert any(isinstance(event, ReapFailed) and "stays where it is" in event.error for event in told)
+
+
+@virtual
+async def test_foreign_keys_are_nobodys_state() -> None:
+    """What does not parse is left alone."""
+    here = world()
+    async with collecting(here) as (machine, _):
+        foreign = [KEYS.agents + b"alive/a/b", KEYS.agents + b"other/x", KEYS.agents + b"state/-bad/x"]
+        for key in foreign:
+            await machine.client.put(key, b"\xff")
+        await asyncio.sleep(GRACE_S + 5)
+        for key in foreign:
+            assert (await machine.client.get(key))[0] is not None
+
+
+@virtual
+async def test_what_a_reaped_agent_writes_is_refused() -> None:
+    """It cannot bring its state back."""
+    here = world()
+    async with collecting(here) as (machine, _), here.machine() as host, agent_on(host) as agent:
+        registration = agent.check()
+        await machine.client.lease_revoke(registration.lease)
+        with pytest.raises(AgentLost):
+            await agent.put("task", "x")
+        assert "task" not in await stored(machine.client)
+
+
+@virtual
+async def test_two_with_one_id_are_not_both_alive() -> None:
+    """The second is refused, and its lease is given back."""
+    here = world()
+    async with here.machine() as one, here.machine() as other, agent_on(one):
+        with pytest.raises(AgentExists):
+            async with agent_on(other):
+                pass
+        assert len((await one.client.leases()).leases) == 1
+
+
+@virtual
+async def test_an_agent_stops_by_its_deadline_when_etcd_is_out_of_reach() -> None:
+    """By the clock, at the moment of the call."""
+    here = world()
+    async with here.machine() as host, agent_on(host) as agent:
+        agent.check()
+        host.clock.skip(TTL_S)
+        with pytest.raises(AgentLost):
+            agent.check()
+
+
+@virtual
+async def test_an_agent_that_leaves_takes_its_liveness_with_it_and_leaves_its_state() -> None:
+    """For the collector, which hands it over."""
+    here = world()
+    async with collecting(here) as (machine, _), here.machine() as host:
+        async with agent_on(host) as agent:
+            await agent.put("task", "x")
+        assert (await machine.client.get(KEYS.alive("w")))[0] is None
+        assert (await stored(machine.client)).keys() == {"task", REGISTRATION}
+        await asyncio.sleep(GRACE_S + 1)
+        assert len(await tombstones(machine.client)) == 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_fleets_lose_no_living_agents_state(seed: int) -> None:
+    """Agents die, are cut off, come back and leave, and collectors and members are hurt; then all is well.
+
+    A failing seed is in the test's name.
+    """
+
+    @virtual
+    async def run() -> None:
+        here, rng = world(seed), random.Random(seed)
+        async with AsyncExitStack() as stack:
+            hosts = [await stack.enter_async_context(here.machine(latency_s=0.005)) for _ in range(5)]
+            watchers = [await stack.enter_async_context(here.machine()) for _ in range(2)]
+            agents = [await stack.enter_async_context(agent_on(host, f"w{i}")) for i, host in enumerate(hosts)]
+            collectors = [collector_on(machine, f"c{i}", reconcile_s=15) for i, machine in enumerate(watchers)]
+            running = [asyncio.create_task(collector.run()) for collector in collectors]
+            kept: dict[str, tuple[int, str]] = {}
+            for turn in range(40):
+                await asyncio.sleep(rng.uniform(0, 3))
+                await live(rng.choice(agents), str(turn), kept)
+                hurt(here, rng, rng.choice([*hosts, *watchers]))
+            for member in range(3):
+                here.etcd.resume(member)
+            for machine in (*hosts, *watchers):
+                machine.transport.mend()
+            await asyncio.sleep(60)
+            for agent in agents:
+                incarnation, value = kept.get(agent.id, (0, ""))
+                if agent.incarnation == incarnation:
+                    assert await agent.get("turn") == value.encode()
+            for collector in collectors:
+                collector.leave()
+            await asyncio.gather(*running)
+
+    run()
+
+
+async def live(agent: Agent, value: str, kept: dict[str, tuple[int, str]]) -> None:
+    """Checks that what this incarnation stored before is still there, and stores something new."""
+    try:
+        incarnation = agent.incarnation
+        before = kept.get(agent.id)
+        found = await agent.get("turn")
+        if before and before[0] == incarnation == agent.incarnation:
+            assert found == before[1].encode(), f"{agent.id} lost its state while it was alive"
+        kept.pop(agent.id, None)
+        await agent.put("turn", value)
+        kept[agent.id] = (incarnation, value)
+    except (AgentLost, EtcdError):
+        return
+
+
+def hurt(here: World, rng: random.Random, machine: Machine) -> None:
+    """One fault, or one recovery."""
+    match rng.choice(["cut", "mend", "mend", "move", "stop", "resume", "compact"]):
+        case "cut":
+            machine.transport.cut(0, 1, 2)
+        case "mend":
+            machine.transport.mend()
+        case "move" if here.etcd.has_quorum:
+            here.etcd.change_leader()
+        case "stop":
+            here.etcd.stop(rng.randrange(3))
+        case "resume":
+            for member in range(3):
+                here.etcd.resume(member)
+        case "compact":
+            with suppress(Exception):
+                here.etcd.compact()
