@@ -133,7 +133,7 @@ async def test_the_deadline_counts_from_before_the_request_was_written() -> None
 
     seen: set[float] = set()
 
-    async def work(_: Term) -> None:
+    async def work(term: Term) -> None:
         for _ in range(200):
             await asyncio.sleep(0.05)
             state = node.candidate.state
@@ -239,7 +239,7 @@ async def test_work_that_does_not_stop_is_reported(caplog: pytest.LogCaptureFixt
     """Loudly, once, since another leader can start while it runs."""
     here = world()
 
-    async def stubborn(_: Term) -> None:
+    async def stubborn(term: Term) -> None:
         for _ in range(30):
             try:
                 await asyncio.sleep(1)
