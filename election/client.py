@@ -227,6 +227,7 @@ class Client:
         give_up_at_s = self._clock.now_s() + self._call_timeout_s
         backoff = self._backoff()
         asked = 0
+        failed: ServerUnavailable | None = None
         while True:
             number, left_s = self._current, give_up_at_s - self._clock.now_s()
             try:
@@ -235,12 +236,14 @@ class Client:
             except grpc.aio.AioRpcError as error:
                 if error.code() not in _ELSEWHERE:
                     raise
-                why = error.details() or error.code().name
+                # A reason that a server gave says more than that the last attempt had no time left.
+                if failed is None or error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    failed = self._unavailable(number, error.details() or error.code().name)
             self._avoid(number)
             asked += 1
             pause_s = 0.0 if asked < len(self.addresses) else backoff.next_s()
             if self._clock.now_s() + pause_s >= give_up_at_s:
-                raise self._unavailable(number, why)
+                raise failed
             await self._clock.sleep_s(pause_s)
 
     async def _streams(

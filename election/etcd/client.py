@@ -28,6 +28,8 @@ from election.pb.etcd import election_pb2 as el
 from election.pb.etcd import kv_pb2 as kv
 from election.pb.etcd import rpc_pb2 as rpc
 
+_LEAST_ATTEMPT_S = 0.05
+
 
 class Repeat(Enum):
     """Whether a call may be sent again when it is not known what became of it."""
@@ -208,6 +210,8 @@ class EtcdClient:
             if attempt >= len(self._transport.endpoints):
                 await self.clock.sleep_s(min(0.05 * attempt, 0.25))
             remaining_s = give_up_at_s - self.clock.now_s()
+            if attempt and remaining_s < _LEAST_ATTEMPT_S:
+                break  # an attempt that can only time out would hide why the others failed
             attempt_s = remaining_s if repeat is Repeat.NEVER else min(remaining_s, self.config.attempt_timeout_s)
             member = self._member
             try:
@@ -256,6 +260,10 @@ class EtcdClient:
         else:
             self.avoid(member)
         return None
+
+    def drop_token(self) -> None:
+        """Gets a new auth token for the next call."""
+        self._token = None
 
     def avoid(self, member: int) -> None:
         """Uses the next member from now on, unless somebody has moved on already."""

@@ -29,13 +29,19 @@ _NOT_BEGUN = (
     "etcdserver: too many requests",
     "etcdserver: not capable",
     "etcdserver: rpc not supported for learner",
-    "election: no leader",
     "failed to connect to all addresses",
     "Connection refused",
     "connections to all backends failing",
 )
 # The Election API answers these as UNKNOWN; the KV API gives them a code that says the same.
-_UNDECIDED = ("etcdserver: request timed out", "etcdserver: leader changed", "etcdserver: server stopped")
+_UNDECIDED = (
+    "etcdserver: request timed out",
+    "etcdserver: leader changed",
+    "etcdserver: server stopped",
+    "context deadline exceeded",
+    "context canceled",
+)
+_REFUSALS = ("etcdserver:", "election:", '"leader" field')
 _STALE_TOKEN = (
     "etcdserver: invalid auth token",
     "etcdserver: revision of auth store is old",
@@ -86,7 +92,8 @@ def error_from(failure: RpcFailed, *, member: str, wrote: bool) -> EtcdError:
         hint = " (it may have written all the same)" if indefinite else ""
         return EtcdUnavailable(f"etcd at {member} cannot be reached or has no quorum: {_brief(text)}{hint}",
                                indefinite=indefinite)  # fmt: skip
-    return EtcdError(f"etcd at {member} refused the call: {code.name}: {_brief(text)}")
+    known = code is not StatusCode.UNKNOWN or text.startswith(_REFUSALS)
+    return EtcdError(f"etcd at {member} refused the call: {code.name}: {_brief(text)}", indefinite=wrote and not known)
 
 
 def _undecided(failure: RpcFailed) -> bool:

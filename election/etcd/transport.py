@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 import grpc
@@ -131,7 +132,7 @@ class _GrpcStream(Generic[Req, Resp]):
             await self._call.write(request)
         except grpc.aio.AioRpcError as error:
             raise _failed(error) from None
-        except grpc.aio.UsageError as error:  # the call ended between two writes
+        except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:  # the call ended between two writes
             raise RpcFailed(grpc.StatusCode.UNAVAILABLE, str(error)) from None
 
     async def read(self) -> Resp | None:

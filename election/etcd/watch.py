@@ -12,8 +12,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from grpc import StatusCode
+
 from election.backoff import Backoff
-from election.errors import Compacted, EtcdError, EtcdUnavailable
+from election.errors import AccessDenied, Compacted, EtcdUnavailable
 from election.etcd import methods
 from election.etcd.client import EtcdClient
 from election.etcd.transport import RpcFailed, Stream
@@ -91,6 +93,7 @@ async def watch(
         EtcdError: for what will not pass by itself.
     """
     next_revision = start_revision
+    doubted = False
     while True:
         try:
             member, stream = await client.open(methods.WATCH)
@@ -103,10 +106,15 @@ async def watch(
                     if isinstance(item, Changes):
                         next_revision = item.revision + 1
                     backoff.reset()
+                    doubted = False
                     yield item
             client.avoid(member)
         except RpcFailed as failure:
-            if error := client.stream_error(failure, member):
+            error = client.stream_error(failure, member)
+            if isinstance(error, AccessDenied) and not doubted and client.config.user is not None:
+                doubted = True  # etcd 3.5.0 to 3.5.5 says so of a stale token, too
+                client.drop_token()
+            elif error is not None:
                 raise error from None
         await client.clock.sleep_s(backoff.next_s())
 
@@ -114,40 +122,47 @@ async def watch(
 async def _read(
     client: EtcdClient, stream: _Watch, prefix: bytes, start_revision: int
 ) -> AsyncGenerator[Changes | Heard]:
-    """Reads one stream until it ends or falls silent; a silent one is asked for a sign of life first."""
+    """Reads one stream until it ends or falls silent."""
+    # From the revision before, which is known to be there: etcd since 3.5.22 and 3.6.2 answers no progress request
+    # of a watch that begins at a coming revision (etcd #20229).
     create = rpc.WatchCreateRequest(
-        key=prefix, range_end=range_end(prefix), start_revision=start_revision, fragment=True
+        key=prefix, range_end=range_end(prefix), start_revision=max(start_revision - 1, 1), fragment=True
     )
     fragments: list[kv.Event] = []
-    silent_beats = 0
-    reading: asyncio.Task[rpc.WatchResponse | None] | None = None
-    try:
-        await stream.write(rpc.WatchRequest(create_request=create))
-        while True:
-            if reading is None:
-                reading = asyncio.create_task(stream.read())
-            await asyncio.wait({reading}, timeout=client.config.attempt_timeout_s)
-            if not reading.done():
-                silent_beats += 1
-                if silent_beats > _SILENT_BEATS:
-                    return
-                async with asyncio.timeout(client.config.attempt_timeout_s):
-                    await stream.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
-                continue
-            answer, reading, silent_beats = reading.result(), None, 0
-            if answer is None:
-                return
+    async with aclosing(_answers(client, stream, rpc.WatchRequest(create_request=create))) as answers:
+        async for answer in answers:
             client.note(answer)
             if answer.canceled:
                 raise _refusal(answer)
-            fragments += answer.events
+            fragments += [event for event in answer.events if event.kv.mod_revision >= start_revision]
             if answer.fragment or answer.created:  # a new watch may still have to catch up
                 continue
             if fragments:
                 yield Changes(fragments[-1].kv.mod_revision, tuple(fragments))
                 fragments = []
-            else:
+            elif not answer.events:
                 yield Heard()
+
+
+async def _answers(client: EtcdClient, stream: _Watch, create: rpc.WatchRequest) -> AsyncGenerator[rpc.WatchResponse]:
+    """Everything that comes, until the stream ends, or stays silent though it was asked for a sign of life."""
+    beat_s = client.config.attempt_timeout_s
+    silent_beats = 0
+    reading: asyncio.Task[rpc.WatchResponse | None] | None = None
+    try:
+        await stream.write(create)
+        while silent_beats <= _SILENT_BEATS:
+            reading = reading or asyncio.create_task(stream.read())
+            await asyncio.wait({reading}, timeout=beat_s)
+            if not reading.done():
+                silent_beats += 1
+                async with asyncio.timeout(beat_s):
+                    await stream.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
+                continue
+            answer, reading, silent_beats = reading.result(), None, 0
+            if answer is None:
+                return
+            yield answer
     except TimeoutError:
         return
     finally:
@@ -159,10 +174,10 @@ async def _read(
                 reading.exception()  # looked at, so that asyncio does not report it as lost
 
 
-def _refusal(answer: rpc.WatchResponse) -> EtcdError:
+def _refusal(answer: rpc.WatchResponse) -> Compacted | RpcFailed:
     if answer.compact_revision:
         return Compacted(
             f"etcd has compacted its history up to revision {answer.compact_revision}",
             compact_revision=answer.compact_revision,
         )
-    return EtcdError(f"etcd refused the watch: {answer.cancel_reason or 'it gives no reason'}")
+    return RpcFailed(StatusCode.UNKNOWN, answer.cancel_reason or "the watch was canceled for no reason")
