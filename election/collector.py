@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from election.backoff import Backoff
 from election.candidate import Candidate, Term, Transition
 from election.config import CandidateConfig, CollectorConfig
-from election.errors import Deposed, EtcdError, LossReason, NotLeader
+from election.errors import Deposed, ElectionError, EtcdError, LossReason, NotLeader
 from election.etcd import txn
 from election.etcd.client import EtcdClient
 from election.etcd.watch import Changes, Snapshot, follow
@@ -261,7 +261,8 @@ class Collector:
         )
         key = self._keyspace.tombstone(agent, incarnation)
         retention = (await self._client.lease_grant(self._config.retention_s)).ID
-        kept = False
+        # The lease is given back only after a definite refusal: a transaction whose fate is not known may still put
+        # the tombstone, which would go with it.
         try:
             kept = await fenced_txn(
                 self._client,
@@ -273,11 +274,9 @@ class Collector:
                 ],
                 [txn.delete_prefix(prefix), txn.put(key, tombstone.encode(), lease=retention)],
             )
-        except EtcdError as error:
-            found, _ = await self._client.get(key) if error.indefinite else (None, None)
-            kept = found is not None and found.lease == retention
-            if not kept:
-                raise
-        finally:
-            if not kept:  # an execution that is still on its way fails without its lease
+        except ElectionError as error:
+            if not (isinstance(error, EtcdError) and error.indefinite):
                 await self._client.lease_revoke(retention)
+            raise
+        if not kept:
+            await self._client.lease_revoke(retention)

@@ -32,6 +32,11 @@ class Published(Generic[T]):
         """The newest value."""
         return self._value
 
+    @property
+    def has_readers(self) -> bool:
+        """Whether somebody reads `values` at present."""
+        return bool(self._readers)
+
     def set(self, value: T) -> None:
         """Replaces the value and tells everybody who waits. Never blocks."""
         self._value = value

@@ -191,6 +191,10 @@ class _Model:
             case TombstoneKey(agent, incarnation) if self.reaped.get(agent) == incarnation:
                 del self.reaped[agent]
 
+    def known(self) -> set[str]:
+        """The ids of all agents that are alive or have state."""
+        return self.alive.keys() | self.stored.keys()
+
     def agent(self, id: str) -> Agent | None:
         names = tuple(sorted(self.stored.get(id, {}).keys() - {REGISTRATION}))
         if alive := self.alive.get(id):
@@ -260,6 +264,8 @@ class View:
         if self._following is not None:
             self._following.cancel()
             await asyncio.wait({self._following})
+            if not self._following.cancelled():
+                self._following.result()
 
     # --- questions -------------------------------------------------------------------------------------------
 
@@ -309,7 +315,10 @@ class View:
         agent = self._model.agent(id)
         if agent is None:
             return Answer(None, self.source())
-        entries = (StateEntry(kv.key[len(prefix) :].decode(), kv.value, kv.mod_revision) for kv in listed.kvs)
+        entries = (
+            StateEntry(kv.key[len(prefix) :].decode("utf-8", "backslashreplace"), kv.value, kv.mod_revision)
+            for kv in listed.kvs
+        )
         return Answer((agent, tuple(entry for entry in entries if entry.key != REGISTRATION)), self.source())
 
     # --- watches ---------------------------------------------------------------------------------------------
@@ -318,9 +327,15 @@ class View:
         """Who leads now, and then every change; raises TooSlow for a reader that lags too far behind."""
         self._keyspace.campaign(election)
         self.source()
-        async with aclosing(self._leader_events(election).values()) as events:
-            async for event in events:
-                yield replace(event, source=self._stamp(event.source))
+        published = self._leader_events(election)
+        try:
+            async with aclosing(published.values()) as events:
+                yield replace(await anext(events), source=self.source())
+                async for event in events:
+                    yield replace(event, source=self._stamp(event.source))
+        finally:
+            if not published.has_readers:
+                self._leaders.pop(election, None)
 
     async def watch_agents(self) -> AsyncGenerator[AgentEvent]:
         """Every agent, one SYNCED, and then every change; raises TooSlow for a reader that lags too far behind."""
@@ -340,8 +355,7 @@ class View:
         return replace(source, age_s=age_s)
 
     def _present_agents(self) -> tuple[Agent, ...]:
-        ids = sorted(self._model.alive.keys() | self._model.stored.keys())
-        return tuple(agent for agent in map(self._model.agent, ids) if agent is not None)
+        return tuple(agent for agent in map(self._model.agent, sorted(self._model.known())) if agent is not None)
 
     def _leader_events(self, election: str) -> Published[LeaderEvent]:
         if election not in self._leaders:
@@ -374,14 +388,16 @@ class View:
     def _replace(self, snapshot: Snapshot) -> None:
         """Begins anew from a list; watchers are told what is different from what they know."""
         before, self._model = self._model, _Model()
+        tombstones: dict[str, Tombstone] = {}
         for kv in snapshot.kvs:
-            self._model.put(self._keyspace.parse(kv.key), kv)
+            key = self._keyspace.parse(kv.key)
+            self._model.put(key, kv)
+            if isinstance(key, TombstoneKey) and 0 < self._revision < kv.mod_revision:
+                tombstones[key.agent] = Tombstone.decode(key.agent, key.incarnation, kv.value)
         self._cluster_id, self._revision = snapshot.cluster_id, snapshot.revision
         self._tell_leaders(before.elections.keys() | self._model.elections.keys())
-        for name in sorted(
-            before.alive.keys() | before.stored.keys() | self._model.alive.keys() | self._model.stored.keys()
-        ):
-            self._tell_agent(before.agent(name), self._model.agent(name), None)
+        for name in sorted(before.known() | self._model.known() | tombstones.keys()):
+            self._tell_agent(before.agent(name), self._model.agent(name), tombstones.get(name))
 
     def _change(self, revision: int, events: list[KvEvent]) -> None:
         """Applies all events of one revision, and then tells what they amount to."""
