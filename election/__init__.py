@@ -20,8 +20,9 @@ from election.errors import (
     ViewStale,
 )
 from election.fencing import fenced_txn, guard
+from election.reader import Reader
 from election.store import Store, connect
-from election.views import Reader, View
+from election.views import View
 
 __all__ = [
     "AccessDenied",

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -17,20 +17,20 @@ from election import messages
 from election.backoff import Backoff
 from election.clock import BootClock, Clock
 from election.config import EtcdConfig, TlsConfig
+from election.credentials import channel_credentials
 from election.errors import ConfigError, ElectionError
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
-from election.records import Agent, AgentState, Candidate, Election, Leader, StateEntry, Tombstone
-from election.views import (
+from election.reader import (
     MAX_AGE_S,
     AgentEvent,
-    AgentEventKind,
     Answer,
     LeaderEvent,
-    LeaderEventKind,
     Source,
     TokenCheck,
 )
+from election.records import Agent, Candidate, Election, Leader, StateEntry
+from election.told import ToldAgents, ToldLeader
 
 Req = TypeVar("Req")
 Resp = TypeVar("Resp")
@@ -187,7 +187,7 @@ class Client:
     async def watch_leader(self, election: str) -> AsyncGenerator[LeaderEvent]:
         """Who leads now (ELECTED or VACATED), and then every change; changes during a break are told as one."""
         request = _request(pb.WatchLeaderRequest, election=election)
-        told = _ToldLeader()
+        told = ToldLeader()
         streams = self._streams(lambda server: server.elections.WatchLeader, request)
         async with aclosing(streams):
             async for message in streams:
@@ -200,7 +200,7 @@ class Client:
         An agent that was reaped during a break is told as REAPED with a tombstone that has no `reaped_at`: what was
         collected from it is not known here.
         """
-        told = _ToldAgents()
+        told = ToldAgents()
         streams = self._streams(lambda server: server.agents.WatchAgents, pb.WatchAgentsRequest())
         async with aclosing(streams):
             async for message in streams:
@@ -302,116 +302,6 @@ class Client:
         return ServerUnavailable(f"the server at {self.addresses[number]} cannot answer{others}: {line}")
 
 
-@dataclass(slots=True)
-class _ToldLeader:
-    """What a watch of an election has told so far, so that a new stream repeats nothing."""
-
-    last: LeaderEvent | None = None
-
-    def news(self, event: LeaderEvent) -> LeaderEvent | None:
-        """The event to tell for one that arrived; None when it is known or older than what was told."""
-        last = self.last
-        if last is not None:
-            if _is_behind(event.source, last.source):
-                return None
-            if event.leader == last.leader:
-                self.last = replace(last, source=event.source)
-                return None
-            event = replace(event, kind=_leader_change(last.leader, event.leader))
-        self.last = event
-        return event
-
-
-@dataclass(slots=True)
-class _ToldAgents:
-    """What a watch of agents has told so far; a new stream's list is compared with it."""
-
-    source: Source | None = None
-    known: dict[str, Agent] = field(default_factory=dict)
-    # Those reaped at the revision told last; a stream that begins in the middle of it tells them again.
-    reaped: set[tuple[str, int]] = field(default_factory=set)
-    listed: dict[str, Agent] = field(default_factory=dict)
-
-    def begin(self) -> None:
-        """A new stream begins; a list that the one before did not finish is void."""
-        self.listed = {}
-
-    def news(self, event: AgentEvent) -> list[AgentEvent]:
-        """The events to tell for one that arrived."""
-        if event.kind is AgentEventKind.SYNCED:
-            return self._synced(event)
-        if event.agent is None:
-            return []
-        if event.kind is AgentEventKind.PRESENT:
-            self.listed[event.agent.id] = event.agent
-            return []
-        return [event] if self._is_new(event, event.agent) else []
-
-    def _synced(self, event: AgentEvent) -> list[AgentEvent]:
-        if self.source is None:
-            self.source, self.known = event.source, self.listed
-            present = [AgentEvent(AgentEventKind.PRESENT, agent, event.source) for agent in self.listed.values()]
-            return [*present, event]
-        if _is_behind(event.source, self.source):
-            return []
-        before, self.known = self.known, self.listed
-        self._advance(event.source)
-        changes = (
-            _agent_change(before.get(name), self.known.get(name), event.source)
-            for name in sorted(before.keys() | self.known.keys())
-        )
-        return [change for change in changes if change is not None]
-
-    def _is_new(self, event: AgentEvent, agent: Agent) -> bool:
-        if self.source is not None and _is_behind(event.source, self.source):
-            return False
-        self._advance(event.source)
-        if event.kind is AgentEventKind.REAPED:
-            again = (agent.id, agent.incarnation) in self.reaped
-            self.reaped.add((agent.id, agent.incarnation))
-            self.known.pop(agent.id, None)
-            return not again
-        again = self.known.get(agent.id) == agent
-        self.known[agent.id] = agent
-        return not again
-
-    def _advance(self, source: Source) -> None:
-        if self.source is None or source.revision != self.source.revision:
-            self.reaped = set()
-        self.source = source
-
-
-def _is_behind(source: Source, told: Source) -> bool:
-    return source.cluster_id == told.cluster_id and source.revision < told.revision
-
-
-def _leader_change(before: Leader | None, after: Leader | None) -> LeaderEventKind:
-    if after is None:
-        return LeaderEventKind.VACATED
-    same_term = before is not None and before.token == after.token
-    return LeaderEventKind.UPDATED if same_term else LeaderEventKind.ELECTED
-
-
-def _agent_change(before: Agent | None, after: Agent | None, source: Source) -> AgentEvent | None:
-    """What became of an agent between two lists, as one event; None when nothing did that watches tell."""
-    if before is None or after is None:
-        if after is not None:
-            kind = AgentEventKind.STALE if after.state is AgentState.SUSPECT else AgentEventKind.JOINED
-            return AgentEvent(kind, after, source)
-        if before is not None:
-            unknown = Tombstone(before.id, before.incarnation, reaped_at=None, collector="", token=0)
-            reaped = replace(before, state=AgentState.REAPED, lease=0)
-            return AgentEvent(AgentEventKind.REAPED, reaped, source, unknown)
-        return None
-    was_suspect, is_suspect = before.state is AgentState.SUSPECT, after.state is AgentState.SUSPECT
-    if was_suspect != is_suspect:
-        return AgentEvent(AgentEventKind.STALE if is_suspect else AgentEventKind.RECOVERED, after, source)
-    if is_suspect or replace(before, state_keys=()) == replace(after, state_keys=()):
-        return None
-    kind = AgentEventKind.UPDATED if before.incarnation == after.incarnation else AgentEventKind.JOINED
-    return AgentEvent(kind, after, source)
-
-
 def _leader(answer: pb.GetLeaderResponse | pb.CheckTokenResponse) -> Leader | None:
     return messages.leader_from(answer.leader) if answer.HasField("leader") else None
 
@@ -438,12 +328,4 @@ def _source_in(error: grpc.aio.AioRpcError) -> Source:
 def _channel(address: str, tls: TlsConfig | None) -> grpc.aio.Channel:
     if tls is None:
         return grpc.aio.insecure_channel(address, options=_OPTIONS)
-    try:
-        credentials = grpc.ssl_channel_credentials(
-            root_certificates=tls.cacert.read_bytes() if tls.cacert else None,
-            private_key=tls.key.read_bytes() if tls.key else None,
-            certificate_chain=tls.cert.read_bytes() if tls.cert else None,
-        )
-    except OSError as error:
-        raise ConfigError(f"cannot read {error.filename}: {error.strerror}") from None
-    return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
+    return grpc.aio.secure_channel(address, channel_credentials(tls), options=_OPTIONS)

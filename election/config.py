@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -181,6 +182,14 @@ class CollectorConfig:
             raise ConfigError(f"grace_s must be 0 or more, not {self.grace_s:g}")
         _check_positive("reconcile_s", self.reconcile_s)
         _check_positive("retention_s", self.retention_s)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what listens on this host can be reached from this machine alone, so that plain text is safe."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def check_labels(labels: Mapping[str, str]) -> dict[str, str]:

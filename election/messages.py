@@ -28,8 +28,8 @@ from election.errors import (
 )
 from election.pb.election.v1 import election_pb2 as pb
 from election.published import TooSlow
+from election.reader import AgentEvent, AgentEventKind, LeaderEvent, LeaderEventKind, Source
 from election.records import Agent, AgentState, Candidate, Election, Leader, StateEntry, Tombstone
-from election.views import AgentEvent, AgentEventKind, LeaderEvent, LeaderEventKind, Source
 
 Told = TypeVar("Told", bound=AgentState | AgentEventKind | LeaderEventKind)
 

@@ -1,7 +1,4 @@
-"""The read model: who leads, who stands, which agents are there, from one watch on etcd.
-
-`Reader` is what services and tools see. It has two sources: `View` here, and the gRPC API (`client.py`).
-"""
+"""The read model: who leads, who stands, which agents are there, from one watch on etcd."""
 
 from __future__ import annotations
 
@@ -11,10 +8,9 @@ import random
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from itertools import groupby
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Self
 
 from election.backoff import Backoff
 from election.errors import EtcdError, ViewStale
@@ -24,6 +20,17 @@ from election.keys import REGISTRATION, AliveKey, CandidateKey, Keyspace, StateK
 from election.pb.etcd.kv_pb2 import Event as KvEvent
 from election.pb.etcd.kv_pb2 import KeyValue
 from election.published import Published
+from election.reader import (
+    MAX_AGE_S,
+    AgentEvent,
+    AgentEventKind,
+    Answer,
+    LeaderEvent,
+    Source,
+    TokenCheck,
+    agent_change,
+    leader_change,
+)
 from election.records import (
     Agent,
     AgentRecord,
@@ -37,111 +44,6 @@ from election.records import (
 )
 
 logger = logging.getLogger("election")
-
-MAX_AGE_S = 10.0
-"""A view that has not heard from etcd for this long answers nothing any more."""
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where an answer comes from: complete up to `revision`, and `age_s` old (0: etcd was asked for it)."""
-
-    cluster_id: int
-    revision: int
-    age_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Answer(Generic[T]):
-    """An answer and where it comes from."""
-
-    value: T
-    source: Source
-
-
-class LeaderEventKind(StrEnum):
-    """What happened to the leadership of an election."""
-
-    ELECTED = "elected"
-    UPDATED = "updated"
-    VACATED = "vacated"
-
-
-@dataclass(frozen=True, slots=True)
-class LeaderEvent:
-    """A change of leadership, seen at a revision. `leader` is None exactly with VACATED."""
-
-    kind: LeaderEventKind
-    leader: Leader | None
-    source: Source
-
-
-class AgentEventKind(StrEnum):
-    """What happened to an agent. PRESENT and SYNCED are the beginning of every watch."""
-
-    PRESENT = "present"
-    SYNCED = "synced"
-    JOINED = "joined"
-    UPDATED = "updated"
-    STALE = "stale"
-    RECOVERED = "recovered"
-    REAPED = "reaped"
-
-
-@dataclass(frozen=True, slots=True)
-class AgentEvent:
-    """A change of an agent. `agent` is None exactly with SYNCED, `tombstone` is there exactly with REAPED."""
-
-    kind: AgentEventKind
-    agent: Agent | None
-    source: Source
-    tombstone: Tombstone | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenCheck:
-    """Whether a token is that of the present leader."""
-
-    current: bool
-    leader: Leader | None
-
-
-class Reader(Protocol):
-    """What can be asked. Every method raises ElectionError kinds only, ViewStale among them."""
-
-    async def leader(self, election: str) -> Answer[Leader | None]:
-        """Who leads; None when nobody does."""
-        ...
-
-    def watch_leader(self, election: str) -> AsyncGenerator[LeaderEvent]:
-        """Who leads now (ELECTED or VACATED), and then every change."""
-        ...
-
-    async def elections(self) -> Answer[tuple[Election, ...]]:
-        """The elections that somebody stands for, by name."""
-        ...
-
-    async def candidates(self, election: str) -> Answer[tuple[Candidate, ...]]:
-        """The candidates of one election, oldest first."""
-        ...
-
-    async def check_token(self, election: str, token: int) -> Answer[TokenCheck]:
-        """Whether the token is that of the present leader, read from etcd and not from memory."""
-        ...
-
-    async def agents(self) -> Answer[tuple[Agent, ...]]:
-        """The agents that are alive, draining or suspect, by id."""
-        ...
-
-    async def agent(self, id: str) -> Answer[tuple[Agent, tuple[StateEntry, ...]] | None]:
-        """One agent and its state, read from etcd; None when it is not known."""
-        ...
-
-    def watch_agents(self) -> AsyncGenerator[AgentEvent]:
-        """Every agent (PRESENT), one SYNCED, and then every change."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,8 +262,7 @@ class View:
     def _leader_events(self, election: str) -> Published[LeaderEvent]:
         if election not in self._leaders:
             leader = self._model.leader(election)
-            kind = LeaderEventKind.ELECTED if leader else LeaderEventKind.VACATED
-            self._leaders[election] = Published(LeaderEvent(kind, leader, self._source_now()))
+            self._leaders[election] = Published(LeaderEvent(leader_change(None, leader), leader, self._source_now()))
         return self._leaders[election]
 
     # --- what the watch tells --------------------------------------------------------------------------------
@@ -422,15 +323,8 @@ class View:
             if (events := self._leaders.get(election)) is None:
                 continue
             known, leader = events.value.leader, self._model.leader(election)
-            if leader == known:
-                continue
-            if leader is None:
-                kind = LeaderEventKind.VACATED
-            elif known is None or known.token != leader.token:
-                kind = LeaderEventKind.ELECTED
-            else:
-                kind = LeaderEventKind.UPDATED
-            events.set(LeaderEvent(kind, leader, self._source_now()))
+            if leader != known:
+                events.set(LeaderEvent(leader_change(known, leader), leader, self._source_now()))
 
     def _tell_agent(self, before: Agent | None, after: Agent | None, tombstone: Tombstone | None) -> None:
         source = self._source_now()
@@ -439,26 +333,9 @@ class View:
                 tombstone.agent, AgentState.REAPED, tombstone.incarnation
             )  # fmt: skip
             self._agents.set(AgentEvent(AgentEventKind.REAPED, agent, source, tombstone))
-        kind = _agent_event(before, after)
-        if kind is not None:
+        kind = agent_change(before, after)
+        if kind is not None and kind is not AgentEventKind.REAPED:  # a reap is told by its tombstone
             self._agents.set(AgentEvent(kind, after, source))
 
     def _source_now(self) -> Source:
         return Source(self._cluster_id, self._revision, 0.0)
-
-
-def _agent_event(before: Agent | None, after: Agent | None) -> AgentEventKind | None:
-    """What a change of one agent means to a watcher; None when it means nothing, or is told by a tombstone."""
-    was = before.state if before else AgentState.REAPED
-    if before is None or after is None or was is AgentState.REAPED:
-        return AgentEventKind.JOINED if after and after.state is AgentState.ALIVE else None
-    match was, after.state:
-        case AgentState.SUSPECT, AgentState.ALIVE:
-            return AgentEventKind.RECOVERED
-        case AgentState.ALIVE, AgentState.SUSPECT:
-            return AgentEventKind.STALE
-        case AgentState.ALIVE, AgentState.ALIVE if before.incarnation != after.incarnation:
-            return AgentEventKind.JOINED
-        case AgentState.ALIVE, AgentState.ALIVE if replace(before, state_keys=()) != replace(after, state_keys=()):
-            return AgentEventKind.UPDATED
-    return None

@@ -13,8 +13,8 @@ import click
 from election.client import dial
 from election.config import DEFAULT_ENDPOINT, DEFAULT_NAMESPACE, TlsConfig
 from election.keys import Keyspace
+from election.reader import Reader
 from election.store import Store, connect
-from election.views import Reader
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from election.clock import BootClock
+from election.reader import Source
 from election.records import Agent, Candidate, Election, Labels, Leader, text_of
-from election.views import Source
 
 
 def print_json(document: Any) -> None:

@@ -20,8 +20,8 @@ from election.cli.output import (
     print_table,
 )
 from election.cli.signals import until_signal
+from election.reader import LeaderEvent
 from election.records import Leader, leader_of
-from election.views import LeaderEvent
 
 _SERVER = setting("--server", metavar="HOST:PORT,...", help="ask `election serve`, with the TLS files for it")
 

@@ -52,6 +52,7 @@ def campaign(
     once: bool,
     metrics_host: str,
     metrics_port: int | None,
+    insecure: bool,
 ) -> int:
     """Stand for the election NAME and hold the leadership until a signal.
 
@@ -71,7 +72,7 @@ def campaign(
                 candidate.leave(LossReason.RESIGNED)
 
             async with (
-                telemetry(metrics_host, metrics_port) as recording,
+                telemetry(metrics_host, metrics_port, insecure) as recording,
                 aside(
                     _print_campaign(settings, candidate),
                     recording.watch_candidate(candidate) if recording else None,
@@ -128,7 +129,9 @@ def _print_campaign_event(
 @setting("--id", "id", metavar="ID", help="this collector's name [host-pid]")
 @setting("--grace", type=click.FloatRange(min=0), default=CollectorConfig().grace_s, show_default=True, help="seconds")
 @metrics_options
-def collect(settings: Settings, id: str | None, grace: float, metrics_host: str, metrics_port: int | None) -> int:
+def collect(
+    settings: Settings, id: str | None, grace: float, metrics_host: str, metrics_port: int | None, insecure: bool
+) -> int:
     """Collect what agents leave behind when their leases end, until a signal. One of all collectors works."""
     config = CollectorConfig(grace_s=grace)
 
@@ -136,7 +139,7 @@ def collect(settings: Settings, id: str | None, grace: float, metrics_host: str,
         async with settings.store() as store:
             collector = store.collector(id=id or default_id(), config=config)
             async with (
-                telemetry(metrics_host, metrics_port) as recording,
+                telemetry(metrics_host, metrics_port, insecure) as recording,
                 aside(
                     print_collector(settings, collector),
                     recording.watch_collector(collector) if recording else None,

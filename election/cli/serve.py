@@ -32,7 +32,6 @@ _RETRY_S = 5.0
 @setting("--grpc-port", type=click.IntRange(0, 65535), default=50051, show_default=True, help="0: a free one")
 @setting("--server-cert", type=FILE, help="TLS of the gRPC API")
 @setting("--server-key", type=FILE, help="its private key")
-@setting("--insecure", is_flag=True, help="serve plain text on other addresses than loopback")
 @setting("--collect/--no-collect", default=True, show_default=True, help="stand as a collector of stale agents")
 @setting("--grace", type=click.FloatRange(min=0), default=CollectorConfig().grace_s, show_default=True, help="seconds")
 @setting("--id", "id", metavar="ID", help="this collector's name [host-pid]")
@@ -55,7 +54,7 @@ def serve(
     async def run() -> int:
         async with AsyncExitStack() as stack:
             store = await stack.enter_async_context(settings.store())
-            recording = await stack.enter_async_context(telemetry(metrics_host, metrics_port))
+            recording = await stack.enter_async_context(telemetry(metrics_host, metrics_port, insecure))
             view = await stack.enter_async_context(store.view())
             server = await stack.enter_async_context(
                 GrpcServer(view, grpc_host, grpc_port, server_cert, server_key, insecure)

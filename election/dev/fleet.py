@@ -20,8 +20,9 @@ from election.dev.ports import can_be_bound, free_ports
 from election.dev.process import Process, Tell
 from election.errors import ConfigError, EtcdError
 from election.published import Published
+from election.reader import AgentEvent, AgentEventKind, LeaderEvent
 from election.store import connect
-from election.views import AgentEvent, AgentEventKind, LeaderEvent, View
+from election.views import View
 
 ELECTION = "demo"
 HOST = "127.0.0.1"

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 
 from election.config import EtcdConfig
-from election.errors import ConfigError
+from election.credentials import channel_credentials
 from election.etcd.methods import Method, Req, Resp
 
 Metadata = tuple[tuple[str, str], ...]
@@ -154,12 +154,4 @@ def _channel(endpoint: str, config: EtcdConfig) -> grpc.aio.Channel:
     tls = config.tls
     if tls is None:
         return grpc.aio.insecure_channel(endpoint, options=_CHANNEL_OPTIONS)
-    try:
-        credentials = grpc.ssl_channel_credentials(
-            root_certificates=tls.cacert.read_bytes() if tls.cacert else None,
-            private_key=tls.key.read_bytes() if tls.key else None,
-            certificate_chain=tls.cert.read_bytes() if tls.cert else None,
-        )
-    except OSError as error:
-        raise ConfigError(f"cannot read {error.filename}: {error.strerror}") from None
-    return grpc.aio.secure_channel(endpoint, credentials, options=_CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(endpoint, channel_credentials(tls), options=_CHANNEL_OPTIONS)

@@ -13,7 +13,7 @@ import grpc.aio
 from election.messages import VIEW_METADATA, agent_event_message, agent_message, entry_message, view_message
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
-from election.views import Reader
+from election.reader import Reader
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

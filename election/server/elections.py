@@ -18,8 +18,8 @@ from election.messages import (
 )
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
+from election.reader import Reader
 from election.records import Leader
-from election.views import Reader
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -12,8 +12,8 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from election.clock import Clock
 from election.errors import ElectionError
+from election.reader import MAX_AGE_S, Answer
 from election.records import Agent, AgentState, Election
-from election.views import MAX_AGE_S, Answer
 
 logger = logging.getLogger("election")
 

@@ -29,10 +29,11 @@ from election.errors import ConfigError, ElectionError, EtcdUnavailable, ViewSta
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
 from election.published import TooSlow
+from election.reader import AgentEvent, AgentEventKind, Answer, LeaderEvent, LeaderEventKind, Source, TokenCheck
 from election.records import Agent, AgentState, Candidate, CandidateRecord, Election, Leader, StateEntry, Tombstone
 from election.server.serving import GrpcServer
 from election.store import Store, connect
-from election.views import AgentEvent, AgentEventKind, Answer, LeaderEvent, LeaderEventKind, Source, TokenCheck, View
+from election.views import View
 
 T = TypeVar("T")
 

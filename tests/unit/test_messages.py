@@ -30,6 +30,7 @@ from election.errors import (
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.etcd.kv_pb2 import KeyValue
 from election.published import TooSlow
+from election.reader import AgentEvent, AgentEventKind, LeaderEvent, LeaderEventKind, Source
 from election.records import (
     Agent,
     AgentRecord,
@@ -41,7 +42,6 @@ from election.records import (
     Tombstone,
     leader_of,
 )
-from election.views import AgentEvent, AgentEventKind, LeaderEvent, LeaderEventKind, Source
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 zones = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))

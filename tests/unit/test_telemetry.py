@@ -53,9 +53,9 @@ from election.leadership import (
     WorkFailed,
 )
 from election.published import TooSlow
+from election.reader import MAX_AGE_S, Answer, Source
 from election.records import Agent, AgentState, Election, Leader, Tombstone
 from election.telemetry import Export, Telemetry, export
-from election.views import MAX_AGE_S, Answer, Source
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 STANDS = {"election": "scheduler", "candidate": "a"}

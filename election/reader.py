@@ -1,0 +1,142 @@
+"""What can be asked of the system, and how it answers; and what a change between two answers is called.
+
+`Reader` has two sources: `View` (views.py) over etcd itself, and `Client` (client.py) over the gRPC API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Generic, Protocol, TypeVar
+
+from election.records import Agent, AgentState, Candidate, Election, Leader, StateEntry, Tombstone
+
+MAX_AGE_S = 10.0
+"""A view that has not heard from etcd for this long answers nothing any more."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an answer comes from: complete up to `revision`, and `age_s` old (0: etcd was asked for it)."""
+
+    cluster_id: int
+    revision: int
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[T]):
+    """An answer and where it comes from."""
+
+    value: T
+    source: Source
+
+
+class LeaderEventKind(StrEnum):
+    """What happened to the leadership of an election."""
+
+    ELECTED = "elected"
+    UPDATED = "updated"
+    VACATED = "vacated"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderEvent:
+    """A change of leadership, seen at a revision. `leader` is None exactly with VACATED."""
+
+    kind: LeaderEventKind
+    leader: Leader | None
+    source: Source
+
+
+class AgentEventKind(StrEnum):
+    """What happened to an agent. PRESENT and SYNCED are the beginning of every watch."""
+
+    PRESENT = "present"
+    SYNCED = "synced"
+    JOINED = "joined"
+    UPDATED = "updated"
+    STALE = "stale"
+    RECOVERED = "recovered"
+    REAPED = "reaped"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentEvent:
+    """A change of an agent. `agent` is None exactly with SYNCED, `tombstone` is there exactly with REAPED."""
+
+    kind: AgentEventKind
+    agent: Agent | None
+    source: Source
+    tombstone: Tombstone | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCheck:
+    """Whether a token is that of the present leader."""
+
+    current: bool
+    leader: Leader | None
+
+
+class Reader(Protocol):
+    """What can be asked. Every method raises ElectionError kinds only, ViewStale among them."""
+
+    async def leader(self, election: str) -> Answer[Leader | None]:
+        """Who leads; None when nobody does."""
+        ...
+
+    def watch_leader(self, election: str) -> AsyncGenerator[LeaderEvent]:
+        """Who leads now (ELECTED or VACATED), and then every change."""
+        ...
+
+    async def elections(self) -> Answer[tuple[Election, ...]]:
+        """The elections that somebody stands for, by name."""
+        ...
+
+    async def candidates(self, election: str) -> Answer[tuple[Candidate, ...]]:
+        """The candidates of one election, oldest first."""
+        ...
+
+    async def check_token(self, election: str, token: int) -> Answer[TokenCheck]:
+        """Whether the token is that of the present leader, read from etcd and not from memory."""
+        ...
+
+    async def agents(self) -> Answer[tuple[Agent, ...]]:
+        """The agents that are alive, draining or suspect, by id."""
+        ...
+
+    async def agent(self, id: str) -> Answer[tuple[Agent, tuple[StateEntry, ...]] | None]:
+        """One agent and its state, read from etcd; None when it is not known."""
+        ...
+
+    def watch_agents(self) -> AsyncGenerator[AgentEvent]:
+        """Every agent (PRESENT), one SYNCED, and then every change."""
+        ...
+
+
+def leader_change(before: Leader | None, after: Leader | None) -> LeaderEventKind:
+    """What a change of an election's leader is called; the two are not equal."""
+    if after is None:
+        return LeaderEventKind.VACATED
+    same_term = before is not None and before.token == after.token
+    return LeaderEventKind.UPDATED if same_term else LeaderEventKind.ELECTED
+
+
+def agent_change(before: Agent | None, after: Agent | None) -> AgentEventKind | None:
+    """What a change of an agent is called; None for one that watches do not tell, such as that of its state's keys."""
+    if before is None or before.state is AgentState.REAPED:
+        if after is None or after.state is AgentState.REAPED:
+            return None
+        return AgentEventKind.STALE if after.state is AgentState.SUSPECT else AgentEventKind.JOINED
+    if after is None or after.state is AgentState.REAPED:
+        return AgentEventKind.REAPED
+    was_suspect, is_suspect = before.state is AgentState.SUSPECT, after.state is AgentState.SUSPECT
+    if was_suspect != is_suspect:
+        return AgentEventKind.STALE if is_suspect else AgentEventKind.RECOVERED
+    if is_suspect or replace(before, state_keys=()) == replace(after, state_keys=()):
+        return None
+    return AgentEventKind.UPDATED if before.incarnation == after.incarnation else AgentEventKind.JOINED
