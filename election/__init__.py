@@ -1,28 +1,36 @@
-"""Leader election, fencing and stale-agent cleanup for fleets of orchestrators, on etcd."""
+"""Leader election, fencing and stale-agent cleanup for fleets of orchestrators, on etcd.
 
-from election.agents import Agent
-from election.candidate import Candidate, Loss, Term
-from election.client import Client, dial
-from election.collector import Collector
-from election.config import AgentConfig, CandidateConfig, CollectorConfig, EtcdConfig, TlsConfig
-from election.errors import (
-    AccessDenied,
-    AgentExists,
-    AgentLost,
-    ConfigError,
-    Deposed,
-    ElectionError,
-    EtcdError,
-    EtcdUnavailable,
-    LossReason,
-    NoSpace,
-    NotLeader,
-    ViewStale,
-)
-from election.fencing import fenced_txn, guard
-from election.reader import Reader
-from election.store import Store, connect
-from election.views import View
+A name is imported when it is first used: the command line starts fast that way, and can set how much gRPC writes to
+stderr, which gRPC reads when it is imported.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from election.agents import Agent
+    from election.candidate import Candidate, Loss, Term
+    from election.client import Client, ServerUnavailable, dial
+    from election.collector import Collector
+    from election.config import AgentConfig, CandidateConfig, CollectorConfig, EtcdConfig, TlsConfig
+    from election.errors import (
+        AccessDenied,
+        AgentExists,
+        AgentLost,
+        ConfigError,
+        Deposed,
+        ElectionError,
+        EtcdError,
+        EtcdUnavailable,
+        LossReason,
+        NoSpace,
+        NotLeader,
+        ViewStale,
+    )
+    from election.fencing import fenced_txn, guard
+    from election.reader import Reader
+    from election.store import Store, connect
+    from election.views import View
 
 __all__ = [
     "AccessDenied",
@@ -46,6 +54,7 @@ __all__ = [
     "NoSpace",
     "NotLeader",
     "Reader",
+    "ServerUnavailable",
     "Store",
     "Term",
     "TlsConfig",
@@ -56,3 +65,14 @@ __all__ = [
     "fenced_txn",
     "guard",
 ]
+
+_MODULES = ("agents", "candidate", "client", "collector", "config", "errors", "fencing", "reader", "store", "views")
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        for module in map(import_module, (f"{__name__}.{part}" for part in _MODULES)):
+            if getattr(getattr(module, name, None), "__module__", None) == module.__name__:
+                value = globals()[name] = getattr(module, name)
+                return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -48,6 +48,13 @@ _STALE_TOKEN = (
     "etcdserver: user name is empty",
 )
 _DENIED = ("etcdserver: permission denied", "etcdserver: authentication failed", "etcdserver: authentication is not")
+_CONNECTIONS = (
+    ("CERTIFICATE_VERIFY_FAILED", "its certificate is not from our CA, or is for another name: check --cacert"),
+    ("WRONG_VERSION_NUMBER", "it does not speak TLS: leave out https:// and the TLS files"),
+    ("TSI_DATA_CORRUPTED", "it refused the TLS handshake: it may want a client certificate: check --cert and --key"),
+    ("Socket closed", "it closes the connection: one side speaks TLS and the other does not: check https:// and --cacert"),
+    ("Connection refused", "connection refused: nothing listens there"),
+)
 _UNDECIDED_CODES = {
     StatusCode.UNAVAILABLE,
     StatusCode.DEADLINE_EXCEEDED,
@@ -90,10 +97,10 @@ def error_from(failure: RpcFailed, *, member: str, wrote: bool) -> EtcdError:
     if _undecided(failure):
         indefinite = wrote and remedy_for(failure) is not Remedy.OTHER_MEMBER_SURELY
         hint = " (it may have written all the same)" if indefinite else ""
-        return EtcdUnavailable(f"etcd at {member} cannot be reached or has no quorum: {_brief(text)}{hint}",
+        return EtcdUnavailable(f"etcd at {member} cannot be reached or has no quorum: {_reason(text)}{hint}",
                                indefinite=indefinite)  # fmt: skip
     known = code is not StatusCode.UNKNOWN or text.startswith(_REFUSALS)
-    return EtcdError(f"etcd at {member} refused the call: {code.name}: {_brief(text)}", indefinite=wrote and not known)
+    return EtcdError(f"etcd at {member} refused the call: {code.name}: {_reason(text)}", indefinite=wrote and not known)
 
 
 def _undecided(failure: RpcFailed) -> bool:
@@ -104,7 +111,12 @@ def _has(text: str, needles: tuple[str, ...]) -> bool:
     return any(needle in text for needle in needles)
 
 
-def _brief(text: str) -> str:
-    """GRPC's own texts can be long; the first line's end tells most."""
-    line = " ".join(text.split())
+def _reason(text: str) -> str:
+    """One line of at most 200 characters; for a connection that could not be made, what to do about it."""
+    cause = text.rpartition("last error: ")[2]
+    if "failed to connect" in text:
+        for sign, advice in _CONNECTIONS:
+            if sign in cause:
+                return advice
+    line = " ".join(cause.split())
     return line if len(line) <= 200 else line[:197] + "..."
