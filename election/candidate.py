@@ -194,6 +194,7 @@ class Candidate:
                 except EtcdError as error:
                     if not contacted:
                         raise
+                    self._apply(leadership.AttemptFailed(self.clock.now_s(), error))
                     logger.warning("%s cannot stand for %r: %s", self.id, self.election, error)
                 else:
                     contacted = True
@@ -217,7 +218,7 @@ class Candidate:
         state = leadership.step(before, event)
         if isinstance(state, Leaving) and state is not before and state.token:
             self._last_loss = state
-        if state != before or isinstance(event, leadership.Renewed):
+        if state != before or isinstance(event, leadership.Renewed | leadership.AttemptFailed):
             self._published.set(Transition(self.clock.wall(), event, state))
         return state
 

@@ -101,7 +101,7 @@ class CampaignReturned:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailed:
-    """The Campaign call broke, or hung, before the key was seen."""
+    """The lease could not be granted, or the Campaign call broke, or hung, before the key was seen."""
 
     at_s: float
     error: BaseException
@@ -287,6 +287,7 @@ _IGNORED_WHILE_LEAVING = (
 
 _TABLE: dict[tuple[type, type], Callable[[Any, Any], State]] = {
     (Following, LeaseGranted): _begin,
+    (Following, AttemptFailed): _same,
     (Following, Stopped): _same,
     (Following, Departed): lambda state, event: Closed(),
     (Campaigning, QueueSeen): _queue_while_campaigning,

@@ -16,7 +16,7 @@ from opentelemetry.trace import Span, StatusCode, Tracer
 from election.candidate import Transition
 from election.clock import Clock
 from election.errors import LossReason
-from election.leadership import Leading, Leaving, Renewed, State
+from election.leadership import AttemptFailed, Following, Leading, Leaving, Renewed, State
 from election.published import TooSlow
 
 logger = logging.getLogger("election")
@@ -137,6 +137,8 @@ class _Record:
             case _, Leaving() as loss if self._term:
                 self._end_term(self._term, transition.at, loss)
             case _, Leaving(reason=reason) if reason in _ATTEMPT_FAILURES:
+                self._terms.failed.add(1, self._labels)
+            case _, Following() if isinstance(transition.event, AttemptFailed):  # not even a lease was granted
                 self._terms.failed.add(1, self._labels)
 
     def cut_off(self) -> None:

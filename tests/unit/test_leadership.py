@@ -72,6 +72,7 @@ def left(token: int, reason: LossReason, margin_s: float = 50.0, error: BaseExce
 SAME = "same"
 EXPECTED: dict[tuple[str, str], Any] = {
     ("Following", "LeaseGranted"): Campaigning(7, 100.0),
+    ("Following", "AttemptFailed"): SAME,
     ("Following", "Stopped"): SAME,
     ("Following", "Departed"): Closed(),
     ("Campaigning", "QueueSeen"): SAME,
