@@ -52,7 +52,7 @@ _CONNECTIONS = (
     ("CERTIFICATE_VERIFY_FAILED", "its certificate is not from our CA, or is for another name: check --cacert"),
     ("WRONG_VERSION_NUMBER", "it does not speak TLS: leave out https:// and the TLS files"),
     ("TSI_DATA_CORRUPTED", "it refused the TLS handshake: it may want a client certificate: check --cert and --key"),
-    ("Socket closed", "it closes the connection: one side speaks TLS and the other does not: check https:// and --cacert"),
+    ("Socket closed", "it closes the connection: only one side speaks TLS: check https:// and --cacert"),
     ("Connection refused", "connection refused: nothing listens there"),
 )
 _UNDECIDED_CODES = {

@@ -13,7 +13,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
-_GRACE_FOR_THREADS_S = 1.0
+_GRACE_FOR_THREADS_S = 0.2
 _SMALLEST_SLEEP_S = 1e-6
 
 
