@@ -348,7 +348,7 @@ class Candidate:
 
     async def _win(self, lease: Lease) -> State:
         """Waits until the own key is the oldest, and proves it. Returns Leading, or Leaving."""
-        queue_s = 2 * self._client.config.attempt_timeout_s
+        queue_s = self._client.config.call_timeout_s
         member = self._client.member
         try:
             async with asyncio.timeout(queue_s):

@@ -311,4 +311,5 @@ _TABLE: dict[tuple[type, type], Callable[[Any, Any], State]] = {
     **dict.fromkeys(((Leaving, event) for event in _IGNORED_WHILE_LEAVING), _same),
     (Leaving, Released): lambda state, event: Following(),
     (Closed, Stopped): _same,
+    (Closed, Departed): _same,
 }

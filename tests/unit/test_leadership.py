@@ -95,6 +95,7 @@ EXPECTED: dict[tuple[str, str], Any] = {
     ("Leading", "Stopped"): left(20, LossReason.STEPPED_DOWN),
     ("Leaving", "Released"): Following(),
     ("Closed", "Stopped"): SAME,
+    ("Closed", "Departed"): SAME,
     **{
         ("Leaving", event): SAME
         for event in EVENTS
