@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from election.agents import Agent
-    from election.candidate import Candidate, Loss, Term
+    from election.candidate import Candidate
     from election.client import Client, ServerUnavailable, dial
     from election.collector import Collector
     from election.config import AgentConfig, CandidateConfig, CollectorConfig, EtcdConfig, TlsConfig
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from election.fencing import fenced_txn, guard
     from election.reader import Reader
     from election.store import Store, connect
+    from election.term import Loss, Term
     from election.views import View
 
 __all__ = [
@@ -66,12 +67,12 @@ __all__ = [
     "guard",
 ]
 
-_MODULES = ("agents", "candidate", "client", "collector", "config", "errors", "fencing", "reader", "store", "views")
+_PARTS = "agents candidate client collector config errors fencing reader store term views"
 
 
 def __getattr__(name: str) -> object:
     if name in __all__:
-        for module in map(import_module, (f"{__name__}.{part}" for part in _MODULES)):
+        for module in (import_module(f"{__name__}.{part}") for part in _PARTS.split()):
             if getattr(getattr(module, name, None), "__module__", None) == module.__name__:
                 value = globals()[name] = getattr(module, name)
                 return value

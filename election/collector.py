@@ -16,7 +16,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from election.backoff import Backoff
-from election.candidate import Candidate, Term, Transition
+from election.candidate import Candidate, Transition
 from election.config import CandidateConfig, CollectorConfig
 from election.errors import Deposed, ElectionError, EtcdError, LossReason, NotLeader
 from election.etcd import txn
@@ -28,6 +28,7 @@ from election.pb.etcd.kv_pb2 import Event as KvEvent
 from election.pb.etcd.kv_pb2 import KeyValue
 from election.published import Published
 from election.records import StateEntry, Tombstone
+from election.term import Term
 
 logger = logging.getLogger("election")
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from election.candidate import Term
 from election.errors import Deposed
 from election.etcd import txn
 from election.etcd.client import EtcdClient, Repeat
 from election.pb.etcd import rpc_pb2 as rpc
+from election.term import Term
 
 
 def guard(term: Term) -> rpc.Compare:

@@ -84,12 +84,17 @@ class LeaseGranted:
 
 @dataclass(frozen=True, slots=True)
 class QueueSeen:
-    """The watch shows the queue at `revision`: the own key's create revision (0: absent), and whether it is first."""
+    """The watch shows the queue at `revision`: the own key's create revision (0: absent), and whether it is first.
+
+    `is_proven` says that the own record has its `elected_at`: the predecessor has handed over, or the own proof is
+    seen before its answer. Either was a compare-and-set through etcd's log on the own key.
+    """
 
     at_s: float
     revision: int
     token: int
     is_oldest: bool
+    is_proven: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +235,8 @@ def _queue_while_campaigning(state: Campaigning, event: QueueSeen) -> State:
         return _lost(state, event.at_s, LossReason.KEY_DELETED) if gone else state
     if state.token not in (0, event.token):
         return _lost(state, event.at_s, LossReason.KEY_DELETED)
-    return replace(state, token=event.token, is_oldest=state.is_oldest or event.is_oldest)
+    seen = replace(state, token=event.token, is_oldest=state.is_oldest or event.is_oldest)
+    return _lead(seen, event.at_s) if event.is_oldest and event.is_proven else seen
 
 
 def _queue_while_leading(state: Leading, event: QueueSeen) -> State:
@@ -253,8 +259,12 @@ def _attempt_failed(state: Campaigning, event: AttemptFailed) -> State:
 def _proved(state: Campaigning, event: Proved) -> State:
     if event.token != state.token:
         raise UndefinedTransition(f"a proof for {event.token} while the own key is {state.token}")
-    if event.at_s >= state.deadline_s:
-        return _lost(state, event.at_s, LossReason.EXPIRED)
+    return _lead(state, event.at_s)
+
+
+def _lead(state: Campaigning, at_s: float) -> State:
+    if at_s >= state.deadline_s:
+        return _lost(state, at_s, LossReason.EXPIRED)
     return Leading(state.lease, state.deadline_s, state.token)
 
 
@@ -302,6 +312,8 @@ _TABLE: dict[tuple[type, type], Callable[[Any, Any], State]] = {
     (Leading, QueueSeen): _queue_while_leading,
     (Leading, CampaignReturned): _same,
     (Leading, AttemptFailed): _same,
+    (Leading, Proved): _same,  # the watch was faster
+    (Leading, ProofRefused): _loses(LossReason.KEY_DELETED),
     (Leading, Renewed): _renewed,
     (Leading, LeaseLost): _loses(LossReason.EXPIRED),
     (Leading, DeadlinePassed): _deadline_passed,

@@ -27,7 +27,11 @@ Labels = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class CandidateRecord:
-    """What a candidate says of itself. `elected_at` is set by the write that proves its leadership."""
+    """What a candidate says of itself.
+
+    `elected_at` is set by the write that proves its leadership, by the clock of who writes: its own, or that of the
+    predecessor who hands over.
+    """
 
     id: str
     address: str = ""
@@ -82,6 +86,13 @@ class Candidate:
     priority: int = 0
     elected_at: datetime | None = None
     foreign: bool = False
+
+    @property
+    def record(self) -> CandidateRecord | None:
+        """What the candidate says of itself; None for a foreign one."""
+        if self.foreign:
+            return None
+        return CandidateRecord(self.id, self.address, self.labels, self.priority, self.elected_at)
 
     @classmethod
     def of(cls, election: str, kv: KeyValue) -> Candidate:

@@ -10,7 +10,7 @@ from contextlib import aclosing
 
 import click
 
-from election.candidate import Candidate, Term, Transition
+from election.candidate import Candidate, Transition
 from election.cli.aside import aside
 from election.cli.exits import LOST, OK
 from election.cli.metrics import metrics_options, telemetry
@@ -21,6 +21,7 @@ from election.collector import Collector, Reaped, ReapFailed, Recovered, Suspect
 from election.config import AgentConfig, CandidateConfig, CollectorConfig
 from election.errors import LossReason
 from election.leadership import Campaigning, Leading, Leaving, Renewed
+from election.term import Term
 
 _LABEL = click.option("--label", "labels", multiple=True, callback=parse_labels, metavar="NAME=VALUE")
 _SECONDS = click.IntRange(min=1)

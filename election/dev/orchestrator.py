@@ -12,13 +12,14 @@ import signal
 import sys
 from contextlib import aclosing
 
-from election.candidate import Candidate, Term
+from election.candidate import Candidate
 from election.config import DEFAULT_ENDPOINT, DEFAULT_NAMESPACE, CandidateConfig
 from election.dev.emit import emit
 from election.dev.tasks import Ledger
 from election.errors import EtcdError, ViewStale
 from election.leadership import Leading, Leaving
 from election.store import Store, connect
+from election.term import Term
 from election.views import View
 
 OPEN_TASKS = 8

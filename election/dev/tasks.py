@@ -11,11 +11,11 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 
-from election.candidate import Term
 from election.etcd import txn
 from election.fencing import fenced_txn
 from election.records import Agent, AgentState
 from election.store import Store
+from election.term import Term
 from election.views import View
 
 PREFIX = "task-"

@@ -35,9 +35,9 @@ def nothing_newer(prefix: bytes, revision: int) -> rpc.Compare:
     )
 
 
-def put(key: bytes, value: bytes, *, lease: int = 0) -> rpc.RequestOp:
-    """Writes a key."""
-    return rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=value, lease=lease))
+def put(key: bytes, value: bytes, *, lease: int = 0, keep_lease: bool = False) -> rpc.RequestOp:
+    """Writes a key. With `keep_lease` it must exist, and stays on its lease."""
+    return rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=value, lease=lease, ignore_lease=keep_lease))
 
 
 def get(key: bytes) -> rpc.RequestOp:

@@ -36,6 +36,11 @@ class Snapshot:
     cluster_id: int
     kvs: tuple[kv.KeyValue, ...]
 
+    @classmethod
+    def of(cls, listed: rpc.RangeResponse) -> Snapshot:
+        """What a list has brought."""
+        return cls(listed.header.revision, listed.header.cluster_id, tuple(listed.kvs))
+
 
 @dataclass(frozen=True, slots=True)
 class Changes:
@@ -74,7 +79,7 @@ async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGe
             continue
         begun = True
         backoff.reset()
-        yield Snapshot(listed.header.revision, listed.header.cluster_id, tuple(listed.kvs))
+        yield Snapshot.of(listed)
         try:
             async with aclosing(watch(client, prefix, listed.header.revision + 1, backoff)) as items:
                 async for item in items:

@@ -20,7 +20,6 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc  # type: ignore[import-untyped]
 
-from election.candidate import Term
 from election.client import Client, ServerUnavailable, dial
 from election.collector import Collector
 from election.config import AgentConfig, CollectorConfig, TlsConfig
@@ -33,6 +32,7 @@ from election.reader import AgentEvent, AgentEventKind, Answer, LeaderEvent, Lea
 from election.records import Agent, AgentState, Candidate, CandidateRecord, Election, Leader, StateEntry, Tombstone
 from election.server.serving import GrpcServer
 from election.store import Store, connect
+from election.term import Term
 from election.views import View
 
 T = TypeVar("T")

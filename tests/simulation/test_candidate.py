@@ -11,13 +11,14 @@ from typing import Any, cast
 import pytest
 from google.protobuf.message import Message
 
-from election.candidate import Candidate, Loss, Term
+from election.candidate import Candidate
 from election.config import CandidateConfig
 from election.errors import ElectionError, EtcdUnavailable, LossReason, NotLeader
 from election.etcd.methods import Method, Req, Resp
 from election.etcd.transport import Metadata, RpcFailed
 from election.leadership import Closed, Following, Leading
 from election.pb.etcd import election_pb2 as el
+from election.term import Loss, Term
 from tests.fake.clock import virtual
 from tests.fake.etcd import FakeEtcd
 from tests.fake.transport import FakeTransport

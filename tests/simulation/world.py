@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from election.candidate import Candidate, Term
+from election.candidate import Candidate
 from election.config import CandidateConfig, EtcdConfig
 from election.etcd.client import EtcdClient
 from election.keys import Keyspace
+from election.term import Term
 from tests.fake.clock import VirtualClock
 from tests.fake.etcd import FakeEtcd
 from tests.fake.transport import FakeTransport

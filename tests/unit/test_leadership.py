@@ -87,6 +87,8 @@ EXPECTED: dict[tuple[str, str], Any] = {
     ("Leading", "QueueSeen"): SAME,
     ("Leading", "CampaignReturned"): SAME,
     ("Leading", "AttemptFailed"): SAME,
+    ("Leading", "Proved"): SAME,
+    ("Leading", "ProofRefused"): left(20, LossReason.KEY_DELETED),
     ("Leading", "Renewed"): replace(LEADING, deadline_s=110.0),
     ("Leading", "LeaseLost"): left(20, LossReason.EXPIRED),
     ("Leading", "DeadlinePassed"): left(20, LossReason.EXPIRED, 0.0),
@@ -136,6 +138,14 @@ def test_a_watch_that_has_not_come_to_the_own_key_says_nothing_about_it(state: S
     assert step(state, QueueSeen(50.0, revision=19, token=0, is_oldest=False)) == state
 
 
+def test_a_record_that_the_predecessor_has_proven_leads_at_once() -> None:
+    """The handover was a compare-and-set on the own key; but only while the lease is certainly alive."""
+    seen = QueueSeen(50.0, revision=30, token=20, is_oldest=True, is_proven=True)
+    assert step(Campaigning(7, 100.0), seen) == LEADING
+    assert step(Campaigning(7, 50.0), seen) == Leaving(7, 0, LossReason.EXPIRED, 50.0, 0.0)
+    assert isinstance(step(Campaigning(7, 100.0), replace(seen, is_oldest=False)), Campaigning)
+
+
 @pytest.mark.parametrize("state", [CAMPAIGNING, LEADING])
 @pytest.mark.parametrize("token", [0, 21])
 def test_own_key_deleted_or_replaced_loses_at_once(state: State, token: int) -> None:
@@ -179,7 +189,14 @@ times = st.floats(0, 1_000, allow_nan=False)
 revisions = st.integers(1, 8)
 events = st.one_of(
     st.builds(LeaseGranted, lease=st.just(7), deadline_s=times),
-    st.builds(QueueSeen, at_s=times, revision=revisions, token=st.integers(0, 8), is_oldest=st.booleans()),
+    st.builds(
+        QueueSeen,
+        at_s=times,
+        revision=revisions,
+        token=st.integers(0, 8),
+        is_oldest=st.booleans(),
+        is_proven=st.booleans(),
+    ),
     st.builds(CampaignReturned, token=revisions),
     st.builds(AttemptFailed, at_s=times, error=st.just(BOOM)),
     st.builds(Proved, at_s=times, token=revisions),
@@ -206,9 +223,11 @@ def test_random_lives_keep_the_rules(life: list[Event]) -> None:
         except UndefinedTransition:
             continue
         if isinstance(after, Leading) and not isinstance(state, Leading):
-            assert isinstance(event, Proved)
+            assert isinstance(event, Proved | QueueSeen)
+            assert isinstance(event, Proved) or (event.is_oldest and event.is_proven)
             assert isinstance(state, Campaigning)
-            assert event.token == after.token == state.token
+            assert event.token == after.token
+            assert state.token in (0, after.token)
             assert event.at_s < after.deadline_s
         if isinstance(state, Leading) and isinstance(after, Leading):
             assert (after.token, after.lease) == (state.token, state.lease)
