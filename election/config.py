@@ -128,6 +128,10 @@ class CandidateConfig:
         return self.ttl_s / 3 if self.renew_s is None else self.renew_s
 
 
+LONGEST_TTL_S = 9_000_000_000
+"""etcd's own limit (`lease.MaxLeaseTTL`)."""
+
+
 def check_lease_relations(ttl_s: float, margin_s: float, renew_s: float) -> None:
     """Checks the relations of DESIGN: three renewals fit into a TTL, and the margin leaves at least half of it.
 
@@ -137,6 +141,8 @@ def check_lease_relations(ttl_s: float, margin_s: float, renew_s: float) -> None
         ConfigError: with both sides of the relation that does not hold.
     """
     _check_positive("renew_s", renew_s)
+    if ttl_s > LONGEST_TTL_S:
+        raise ConfigError(f"a TTL of {ttl_s:g} s is longer than etcd's limit of {LONGEST_TTL_S} s")
     if renew_s * 3 > ttl_s * (1 + 1e-9):
         raise ConfigError(f"renew interval ({renew_s:g} s) x 3 is longer than the TTL ({ttl_s:g} s): renew more often")
     if margin_s >= ttl_s / 2:

@@ -12,16 +12,12 @@ from typing import Any
 async def aside(*coroutines: Coroutine[Any, Any, None] | None) -> AsyncGenerator[None]:
     """Runs coroutines (None is left out) for as long as the block lasts; one that fails ends the block.
 
-    Raises:
-        The first error, of the block or of a coroutine, as it is.
+    Errors come as those of a task group do.
     """
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(coroutine) for coroutine in coroutines if coroutine is not None]
-            await asyncio.sleep(0)  # they begin to look before anything happens
-            yield
-            await asyncio.sleep(0)  # and see what happened last
-            for task in tasks:
-                task.cancel()
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(coroutine) for coroutine in coroutines if coroutine is not None]
+        await asyncio.sleep(0)  # they begin to look before anything happens
+        yield
+        await asyncio.sleep(0)  # and see what happened last
+        for task in tasks:
+            task.cancel()

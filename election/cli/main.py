@@ -83,7 +83,10 @@ def main() -> None:
     """Runs the command line and exits. Errors are one line on stderr; a bug is a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
-        code = cli.main(prog_name="election", standalone_mode=False)
+        try:
+            code = cli.main(prog_name="election", standalone_mode=False)
+        except BaseExceptionGroup as errors:  # of what ran side by side, the first error tells enough
+            raise _first(errors) from None
         sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
         error.show()
@@ -97,3 +100,7 @@ def main() -> None:
         # The reader of our output has gone, as in `election observe x | head -1`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ERROR)
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error

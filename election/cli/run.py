@@ -18,13 +18,14 @@ from election.cli.options import Settings, command, parse_labels, setting
 from election.cli.output import print_event, print_json, print_line
 from election.cli.signals import on_signal, until_signal
 from election.collector import Collector, Reaped, ReapFailed, Recovered, Suspected
-from election.config import AgentConfig, CandidateConfig, CollectorConfig
+from election.config import LONGEST_TTL_S, AgentConfig, CandidateConfig, CollectorConfig
 from election.errors import LossReason
 from election.leadership import Campaigning, Leading, Leaving, Renewed
 from election.term import Term
 
 _LABEL = click.option("--label", "labels", multiple=True, callback=parse_labels, metavar="NAME=VALUE")
-_SECONDS = click.IntRange(min=1)
+_SECONDS = click.IntRange(1, LONGEST_TTL_S)
+_PRIORITY = click.IntRange(-(2**31), 2**31 - 1)
 
 
 def default_id() -> str:
@@ -38,7 +39,7 @@ def default_id() -> str:
 @setting("--id", "id", metavar="ID", help="this candidate's name [host-pid]")
 @setting("--address", default="", metavar="HOST:PORT", help="where it can be reached")
 @setting("--ttl", type=_SECONDS, default=CandidateConfig().ttl_s, show_default=True, help="lease TTL, seconds")
-@setting("--priority", type=int, default=0, show_default=True, help="shown to readers")
+@setting("--priority", type=_PRIORITY, default=0, show_default=True, help="shown to readers")
 @_LABEL
 @metrics_options
 @click.option("--once", is_flag=True, help="exit with 4 after the first loss, instead of standing again")

@@ -239,11 +239,14 @@ def _etcd_ports(config: DevConfig) -> tuple[list[int], list[int]]:
 def _remembered_ports(data_dir: Path, members: int) -> tuple[list[int], list[int]] | None:
     try:
         ports = json.loads((data_dir / "ports.json").read_text())
+        client, peer = ([int(port) for port in ports[kind]] for kind in ("client", "peer"))
     except FileNotFoundError:
         return None
-    if len(ports["client"]) != members:
-        raise ConfigError(f"{data_dir} holds an etcd of {len(ports['client'])} members: give --members that number")
-    return ports["client"], ports["peer"]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{data_dir / 'ports.json'} is damaged: remove it with its folder, or use another") from None
+    if len(client) != members:
+        raise ConfigError(f"{data_dir} holds an etcd of {len(client)} members: give --members that number")
+    return client, peer
 
 
 def _remember_ports(data_dir: Path, client: list[int], peer: list[int]) -> None:

@@ -22,7 +22,11 @@ class Process:
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self.name = name
         self._command = bound_to_this_process(command)
-        self._environment = {**os.environ, **environment}
+        self._environment = {
+            # What the user has set up for another cluster is not for this one.
+            **{name: value for name, value in os.environ.items() if not name.startswith(("ELECTION_", "ETCDCTL_"))},
+            **environment,
+        }
         self._log = log
         self._process: asyncio.subprocess.Process | None = None
 
