@@ -286,9 +286,12 @@ class Attempt:
 
     async def _release(self, left: Leaving) -> None:
         """Gives the key to somebody who waits, or lets it go; a lease that cannot be revoked expires by itself."""
-        try:
-            if left.token and left.reason not in _KEY_IS_GONE:
+        if left.token and left.reason not in _KEY_IS_GONE:
+            try:
                 await self._hand_over(left.token)
+            except EtcdError as error:  # without a successor of its own choice, the next in line leads
+                logger.warning("%s: the leadership could not be handed over: %s", self._who, error)
+        try:
             await self._client.lease_revoke(self._lease.id)
         except LeaseNotFound:
             pass
