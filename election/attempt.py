@@ -134,9 +134,17 @@ class Attempt:
         try:
             answer = await self._client.campaign(self._name, self._lease.id, self._record.encode())
         except EtcdError as error:
-            self._machine.apply(leadership.AttemptFailed(self._clock.now_s(), error))
+            if not await self._is_queued():
+                self._machine.apply(leadership.AttemptFailed(self._clock.now_s(), error))
         else:
             self._machine.apply(leadership.CampaignReturned(answer.leader.rev))
+
+    async def _is_queued(self) -> bool:
+        """Whether the key is there although the call failed: then the watch will show it, and decides."""
+        try:
+            return (await self._client.get(self.key))[0] is not None
+        except EtcdError:
+            return False
 
     async def _renew(self) -> None:
         """Moves the deadline with each renewal that etcd confirms."""
