@@ -20,7 +20,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where an answer comes from: complete up to `revision`, and `age_s` old (0: etcd was asked for it)."""
+    """Where an answer comes from: complete up to `revision`, and `age_s` old (0: etcd was asked for it).
+
+    A member of etcd that has lost the others notices it after three election timeouts, and says until then that
+    nothing happens: so the answer can be some 3 s older than it says, at etcd's defaults.
+    """
 
     cluster_id: int
     revision: int

@@ -8,7 +8,7 @@ otherwise *indefinite*, and the caller has to read back (Jepsen found lost updat
 from __future__ import annotations
 
 import asyncio
-import secrets
+import random
 from collections.abc import Sequence
 from enum import Enum
 from types import TracebackType
@@ -29,6 +29,8 @@ from election.pb.etcd import kv_pb2 as kv
 from election.pb.etcd import rpc_pb2 as rpc
 
 _LEAST_ATTEMPT_S = 0.05
+_DRAWS = 3
+"""How many lease ids are tried."""
 
 
 class Repeat(Enum):
@@ -45,11 +47,19 @@ class EtcdClient:
     the call; a write that is cancelled may have happened.
     """
 
-    def __init__(self, config: EtcdConfig, *, clock: Clock | None = None, transport: Transport | None = None) -> None:
+    def __init__(
+        self,
+        config: EtcdConfig,
+        *,
+        clock: Clock | None = None,
+        transport: Transport | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
         self.config = config
         self.clock: Clock = clock or BootClock()
         self._transport: Transport = transport or GrpcTransport(config)
-        self._member = secrets.randbelow(len(self._transport.endpoints))
+        self._rng = rng or random.SystemRandom()  # a seed would give two processes the same lease ids
+        self._member = self._rng.randrange(len(self._transport.endpoints))
         self._token: str | None = None
         self._token_lock = asyncio.Lock()
         self._raft_term = 0
@@ -135,16 +145,21 @@ class EtcdClient:
         """Grants a lease; the answer's TTL is the granted one, which may be longer.
 
         The id is drawn here and not by etcd, so that the call can be repeated on another member; below 2^53, so that
-        it is exact in the JSON of any language.
+        it is exact in the JSON of any language. An id that exists already is not taken to be ours, although an
+        attempt whose answer was lost may have made it: two candidates must never share a lease, and one that nobody
+        renews expires.
         """
-        lease = secrets.randbelow(2**53 - 1) + 1
-        try:
-            return await self.call(methods.LEASE_GRANT, rpc.LeaseGrantRequest(TTL=ttl_s, ID=lease), timeout_s=timeout_s)
-        except EtcdError as error:
-            if "lease already exists" not in str(error):
-                raise
-        found = await self.lease_time_to_live(lease)
-        return rpc.LeaseGrantResponse(header=found.header, ID=lease, TTL=found.grantedTTL)
+        for _ in range(_DRAWS - 1):
+            try:
+                return await self._grant(ttl_s, timeout_s)
+            except EtcdError as error:
+                if "lease already exists" not in str(error):
+                    raise
+        return await self._grant(ttl_s, timeout_s)
+
+    async def _grant(self, ttl_s: int, timeout_s: float | None) -> rpc.LeaseGrantResponse:
+        request = rpc.LeaseGrantRequest(TTL=ttl_s, ID=self._rng.randrange(1, 2**53))
+        return await self.call(methods.LEASE_GRANT, request, timeout_s=timeout_s)
 
     async def lease_revoke(self, lease: int, *, timeout_s: float | None = None) -> rpc.LeaseRevokeResponse:
         """Ends a lease and deletes its keys, in one revision. Raises LeaseNotFound when it is gone already."""

@@ -668,7 +668,7 @@ async def test_collect_reaps_what_a_dead_agent_left(cli: Cli, etcd: EtcdClient, 
     suspected_at_s = time.monotonic()
     assert suspected_at_s - killed_at_s <= 3 + 1
     reaped = await collect.until("reaped", agent="a1")
-    assert 1 - 2 * POLL_S <= time.monotonic() - suspected_at_s <= 1 + 2
+    assert 0.5 <= time.monotonic() - suspected_at_s <= 1 + 2  # seen late, the suspicion makes the grace look short
     (leading,) = (await etcd.list(keys.campaign("_collector"))).kvs
     assert reaped == {
         "event": "reaped",

@@ -461,7 +461,7 @@ def drawn_node(here: World, rng: random.Random, number: int) -> AbstractAsyncCon
 
 def hurt(here: World, rng: random.Random, node: Node) -> None:
     """One fault, or one recovery."""
-    match rng.choice(["cut", "mend", "move", "stop", "pause", "resume", "compact"]):
+    match rng.choice(["cut", "cut", "mend", "mend", "move", "stop", "pause", "resume", "resume", "resume", "compact"]):
         case "cut":
             node.transport.cut(*rng.sample(range(3), rng.randint(1, 3)))
         case "mend":

@@ -55,6 +55,7 @@ class World:
     etcd: FakeEtcd
     seed: int
     spans: list[Span] = field(default_factory=list)
+    machines: list[FakeTransport] = field(default_factory=list)
 
     def rng(self, name: str) -> random.Random:
         """A generator of its own for each name, the same in each run of this seed."""
@@ -67,7 +68,9 @@ class World:
         """A machine that is there for a while."""
         clock = VirtualClock(rate=rate)
         transport = transport or FakeTransport(self.etcd, latency_s=latency_s)
-        async with EtcdClient(EtcdConfig(transport.endpoints), clock=clock, transport=transport) as client:
+        config, rng = EtcdConfig(transport.endpoints), self.rng(f"machine {len(self.machines)}")
+        self.machines.append(transport)
+        async with EtcdClient(config, clock=clock, transport=transport, rng=rng) as client:
             yield Machine(client, transport, clock)
 
     @asynccontextmanager
