@@ -143,6 +143,11 @@ async def queued(candidate: Candidate, task: asyncio.Task[Any] | None = None) ->
     await until(lambda: token(candidate) > 0 or (task is not None and task.done()))
 
 
+async def queued_anew(candidate: Candidate, lost: int) -> None:
+    """Waits until the candidate has lost the key with this token, and has a new one."""
+    await until(lambda: token(candidate) > lost)
+
+
 @asynccontextmanager
 async def standing(ran: Ran, *candidates: Candidate) -> AsyncIterator[None]:
     """Lets candidates stand, in this order; all leave at the end."""
@@ -391,7 +396,7 @@ async def test_a_lost_key_or_lease_costs_the_term_and_the_candidate_stands_again
     a, b, c = candidates = [store.candidate(ELECTION, id=name, config=QUICK) for name in "abc"]
 
     async def queued_again(candidate: Candidate, lost: int) -> None:
-        await until(lambda: token(candidate) > lost)
+        await queued_anew(candidate, lost)
         assert token(candidate) == max(map(token, candidates))
 
     async with standing(ran, *candidates):
@@ -404,16 +409,16 @@ async def test_a_lost_key_or_lease_costs_the_term_and_the_candidate_stands_again
         led = leading(a)
         await client.delete(store.keyspace.candidate(ELECTION, led.lease))
         assert await leads(ran, b, c) is b
-        assert a.loss_of(led.token) is LossReason.KEY_DELETED
         assert token(b) > led.token
         await queued_again(a, led.token)
+        assert a.loss_of(led.token) is LossReason.KEY_DELETED
         assert lease(a) != led.lease
 
         led = leading(b)
         await client.lease_revoke(led.lease)
         assert await leads(ran, a, c) is c
-        assert b.loss_of(led.token) in (LossReason.KEY_DELETED, LossReason.EXPIRED)
         await queued_again(b, led.token)
+        assert b.loss_of(led.token) in (LossReason.KEY_DELETED, LossReason.EXPIRED)
 
         waited = token(a)
         await client.lease_revoke(lease(a))
@@ -443,6 +448,7 @@ async def test_a_fenced_transaction_is_for_the_leader_only(store: Store, monkeyp
 
         await client.delete(term.key)
         assert await leads(ran, b) is b
+        await queued_anew(a, term.token)
         with pytest.raises(NotLeader) as lost:
             await fenced_txn(client, term, [], [txn.put(key, b"4")])
         assert lost.value.reason is LossReason.KEY_DELETED
@@ -524,7 +530,7 @@ async def rivals(cluster: EtcdCluster, namespace: str) -> AsyncIterator[Rivals]:
         for leader, state, second, ran in zip(leaders, held, waiting, rans, strict=True):
             assert await leads(ran, second) is second
             assert leading(second).token > state.token
-            await queued(leader)
+            await queued_anew(leader, state.token)
             assert leader.loss_of(state.token) is LossReason.KEY_DELETED
         for ran in rans:
             ran.check_tokens()
