@@ -198,20 +198,34 @@ class Agent:
             lease = await self._register_again(backoff)
 
     async def _hold(self, lease: Lease) -> None:
-        """Returns when the lease is gone, or has not been renewed by its deadline."""
-        retry = Backoff(self._config.retry_s, self._config.retry_s * 2, self._rng)
+        """Returns when the lease or the liveness key is gone, or nothing was renewed by the deadline."""
+        retry = Backoff(self._config.retry_s / 4, self._config.retry_s, self._rng)
+        clock = self._client.clock
         renewing = asyncio.create_task(self._renew(lease, retry))
+        look_at_s = clock.now_s() + lease.ttl_s
         try:
             while not renewing.done():
                 registration = self._published.value
-                left_s = registration.deadline_s - self._client.clock.now_s() if registration else 0
+                left_s = registration.deadline_s - clock.now_s() if registration else 0
                 if left_s <= 0:
                     return
+                if clock.now_s() >= look_at_s:
+                    look_at_s = clock.now_s() + lease.ttl_s
+                    if not await self._has_key(lease):
+                        return
                 await asyncio.wait({renewing}, timeout=min(left_s, 1.0))
             await renewing
         finally:
             renewing.cancel()
             await asyncio.wait({renewing})
+
+    async def _has_key(self, lease: Lease) -> bool:
+        """Whether the liveness key is still on the lease; taken to be while etcd cannot tell."""
+        try:
+            answer = await self._client.lease_time_to_live(lease.id, keys=True)
+        except EtcdError:
+            return True
+        return self._alive_key in answer.keys
 
     async def _renew(self, lease: Lease, retry: Backoff) -> None:
         try:

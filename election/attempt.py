@@ -123,8 +123,8 @@ class Attempt:
     def _stop(self, reason: LossReason) -> None:
         self._machine.apply(leadership.Stopped(self._clock.now_s(), reason))
 
-    def _backoff(self, longest_s: float | None = None) -> Backoff:
-        return Backoff(self._config.retry_s, longest_s or self._config.retry_max_s, self._rng)
+    def _backoff(self) -> Backoff:
+        return Backoff(self._config.retry_s, self._config.retry_max_s, self._rng)
 
     # --- what is learned -------------------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ class Attempt:
 
     async def _renew(self) -> None:
         """Moves the deadline with each renewal that etcd confirms."""
-        backoff = self._backoff(self._config.retry_s * 2)
+        backoff = Backoff(self._config.retry_s / 4, self._config.retry_s, self._rng)
         try:
             async with aclosing(renewals(self._client, self._lease, backoff)) as confirmed:
                 async for renewal in confirmed:

@@ -35,8 +35,8 @@ logger = logging.getLogger("election")
 _COMPARED_KEYS = 100
 """etcd takes 128 comparisons in a transaction; a few are for the leader's and the liveness key."""
 
-_COLLECTED_BYTES = 1024 * 1024
-"""etcd takes requests of 1.5 MiB, and a tombstone holds all values of a state."""
+_TOMBSTONE_BYTES = 1280 * 1024
+"""etcd takes requests of 1.5 MiB, the comparisons included, and a tombstone holds all values of a state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +245,6 @@ class Collector:
         listed = await self._client.list(prefix)
         if not listed.kvs:
             return
-        if sum(len(kv.value) for kv in listed.kvs) > _COLLECTED_BYTES:
-            raise EtcdError(f"the state of {agent!r} has more than {_COLLECTED_BYTES} bytes: it stays where it is")
         entries = tuple(
             StateEntry(kv.key[len(prefix) :].decode("utf-8", "backslashreplace"), kv.value, kv.mod_revision)
             for kv in listed.kvs
@@ -260,6 +258,9 @@ class Collector:
             token=term.token,
             collected=tuple(entry for entry in entries if entry.key != REGISTRATION),
         )
+        value = tombstone.encode()
+        if len(value) > _TOMBSTONE_BYTES:
+            raise EtcdError(f"the tombstone of {agent!r} would have {len(value)} bytes, too many: its state stays")
         key = self._keyspace.tombstone(agent, incarnation)
         retention = (await self._client.lease_grant(self._config.retention_s)).ID
         # The lease is given back only after a definite refusal: a transaction whose fate is not known may still put
@@ -273,7 +274,7 @@ class Collector:
                     txn.nothing_newer(prefix, listed.header.revision),
                     *(txn.modified_at(kv.key, kv.mod_revision) for kv in listed.kvs[:_COMPARED_KEYS]),
                 ],
-                [txn.delete_prefix(prefix), txn.put(key, tombstone.encode(), lease=retention)],
+                [txn.delete_prefix(prefix), txn.put(key, value, lease=retention)],
             )
         except ElectionError as error:
             if not (isinstance(error, EtcdError) and error.indefinite):

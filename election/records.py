@@ -236,7 +236,7 @@ class Tombstone:
     collected: tuple[StateEntry, ...] = field(default=())
 
     def encode(self) -> bytes:
-        """The tombstone as stored. Values that are not UTF-8 are kept in base64."""
+        """The tombstone as stored: each value as text, or in base64 where that is shorter or it is not text."""
         return json.dumps(
             {
                 "reaped_at": text_of(self.reaped_at),
@@ -245,6 +245,7 @@ class Tombstone:
                 "collected": [_entry_to_json(entry) for entry in self.collected],
             },
             separators=(",", ":"),
+            ensure_ascii=False,
         ).encode()
 
     @classmethod
@@ -309,11 +310,14 @@ def _time(value: object) -> datetime | None:
 
 
 def _entry_to_json(entry: StateEntry) -> dict[str, Any]:
+    encoded = base64.b64encode(entry.value).decode()
     try:
-        return {"key": entry.key, "value": entry.value.decode(), "mod_revision": entry.mod_revision}
+        text = entry.value.decode()
+        if len(json.dumps(text, ensure_ascii=False).encode()) <= len(encoded) + 2:
+            return {"key": entry.key, "value": text, "mod_revision": entry.mod_revision}
     except UnicodeDecodeError:
-        encoded = base64.b64encode(entry.value).decode()
-        return {"key": entry.key, "base64": encoded, "mod_revision": entry.mod_revision}
+        pass
+    return {"key": entry.key, "base64": encoded, "mod_revision": entry.mod_revision}
 
 
 def _entries_from_json(rows: list[Any]) -> Iterable[StateEntry]:

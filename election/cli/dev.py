@@ -24,7 +24,7 @@ _REFRESH_S = 0.25
 _UNSAFE_VERSIONS = ("3.5.0", "3.5.1", "3.5.2")
 
 
-@command("dev")
+@command("dev", shared=["output"])
 @setting("--members", type=click.IntRange(1, 9), default=3, show_default=True, help="etcd members")
 @setting("--orchestrators", type=click.IntRange(0, 100), default=3, show_default=True)
 @setting("--agents", type=click.IntRange(0, 100), default=5, show_default=True)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import click
 
 from election.cli.exits import ERROR, INTERRUPTED
-from election.cli.options import remember_group_options, shared_options
+from election.cli.options import group_options, remember_group_options
 from election.errors import ConfigError, ElectionError
 
 
@@ -61,7 +61,8 @@ class AgentCommands(Commands):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@shared_options(env=True)
+@click.version_option(package_name="election", message="%(prog)s %(version)s")
+@group_options(env=True)
 @click.pass_context
 def cli(context: click.Context, /, **options: object) -> None:
     """Leader election, fencing and stale-agent cleanup on etcd.
@@ -74,9 +75,12 @@ def cli(context: click.Context, /, **options: object) -> None:
     remember_group_options(context, options)
 
 
-@cli.group(cls=AgentCommands)
-def agents() -> None:
+@cli.group(cls=AgentCommands, context_settings={"help_option_names": ["-h", "--help"]})
+@group_options()
+@click.pass_context
+def agents(context: click.Context, /, **options: object) -> None:
     """Agents: who is alive, and what they leave behind."""
+    remember_group_options(context, options)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from election.store import Store, connect
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FILE = click.Path(path_type=Path)
 """An option that names a file to read."""
 
 
@@ -59,45 +59,50 @@ def setting(*names: str, **attributes: Any) -> Callable[[F], F]:
     return click.option(*names, **attributes)
 
 
-def shared_options(*, env: bool = False) -> Callable[[F], F]:
-    """Adds the options that stand before or after the command's name; after it they win, and only then the env."""
+_SHARED: dict[str, tuple[tuple[str, ...], dict[str, Any], tuple[str, ...]]] = {
+    # name: (declarations, attributes, variables)
+    "endpoints": (
+        ("--endpoints",),
+        {"metavar": "HOST:PORT,...", "help": f"etcd's members [{DEFAULT_ENDPOINT}]"},
+        ("ELECTION_ENDPOINTS", "ETCDCTL_ENDPOINTS"),
+    ),
+    "namespace": (
+        ("--namespace",),
+        {"metavar": "NAME", "help": f"what belongs together [{DEFAULT_NAMESPACE}]"},
+        ("ELECTION_NAMESPACE",),
+    ),
+    "cacert": (("--cacert",), {"type": FILE, "help": "CA of the server"}, ("ELECTION_CACERT", "ETCDCTL_CACERT")),
+    "cert": (("--cert",), {"type": FILE, "help": "client certificate"}, ("ELECTION_CERT", "ETCDCTL_CERT")),
+    "key": (("--key",), {"type": FILE, "help": "its private key"}, ("ELECTION_KEY", "ETCDCTL_KEY")),
+    "user": (("--user",), {"metavar": "NAME:PASSWORD", "help": "etcd user"}, ("ELECTION_USER", "ETCDCTL_USER")),
+    "output": (
+        ("-o", "--output"),
+        {"type": click.Choice(["table", "json"]), "help": "[table]"},
+        ("ELECTION_OUTPUT",),
+    ),
+}
+"""The options that all commands share. The variables count only where no option is given, before or after."""
 
-    def variables(*names: str) -> dict[str, Any]:
-        return {"envvar": list(names)} if env else {}
 
-    options = (
-        click.option(
-            "--endpoints",
-            metavar="HOST:PORT,...",
-            help=f"etcd's members [{DEFAULT_ENDPOINT}]",
-            **variables("ELECTION_ENDPOINTS", "ETCDCTL_ENDPOINTS"),
-        ),
-        click.option(
-            "--namespace",
-            metavar="NAME",
-            help=f"what belongs together [{DEFAULT_NAMESPACE}]",
-            **variables("ELECTION_NAMESPACE"),
-        ),
-        click.option("--cacert", type=FILE, help="CA of the server", **variables("ELECTION_CACERT", "ETCDCTL_CACERT")),
-        click.option("--cert", type=FILE, help="client certificate", **variables("ELECTION_CERT", "ETCDCTL_CERT")),
-        click.option("--key", type=FILE, help="its private key", **variables("ELECTION_KEY", "ETCDCTL_KEY")),
-        click.option("--user", metavar="NAME:PASSWORD", help="etcd user", **variables("ELECTION_USER", "ETCDCTL_USER")),
-        click.option(
-            "-o", "--output", type=click.Choice(["table", "json"]), help="[table]", **variables("ELECTION_OUTPUT")
-        ),
-    )
+def group_options(*, env: bool = False) -> Callable[[F], F]:
+    """Adds the shared options to a group, for those who write them before the command's name."""
+    return _shared_options(_SHARED, env=env)
 
+
+def _shared_options(names: Iterable[str], *, env: bool = False) -> Callable[[F], F]:
     def decorate(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
+        for name in reversed(tuple(names)):
+            declarations, attributes, variables = _SHARED[name]
+            function = click.option(*declarations, envvar=variables if env else None, **attributes)(function)
         return function
 
     return decorate
 
 
 def remember_group_options(context: click.Context, options: dict[str, Any]) -> None:
-    """Keeps what was given before the command's name, or in the environment."""
-    context.obj = options
+    """Keeps what was given before the command's name, or in the environment; the nearest to the command wins."""
+    outer: dict[str, Any] = context.obj or {}
+    context.obj = {**outer, **{name: value for name, value in options.items() if value is not None}}
 
 
 def settings_of(context: click.Context, options: dict[str, Any]) -> Settings:
@@ -106,43 +111,36 @@ def settings_of(context: click.Context, options: dict[str, Any]) -> Settings:
     Raises:
         ConfigError: for options that do not go together.
     """
-    before: dict[str, Any] = context.obj or {}
-
-    def value(name: str, default: Any = None) -> Any:
-        given = options.get(name)
-        if given is None:
-            given = before.get(name)
-        return default if given is None else given
-
-    files = {name: value(name) for name in ("cacert", "cert", "key")}
+    remember_group_options(context, options)
+    given: dict[str, Any] = context.obj
+    files = {name: given.get(name) for name in ("cacert", "cert", "key")}
     return Settings(
-        endpoints=value("endpoints", DEFAULT_ENDPOINT),
-        namespace=value("namespace", DEFAULT_NAMESPACE),
+        endpoints=given.get("endpoints", DEFAULT_ENDPOINT),
+        namespace=given.get("namespace", DEFAULT_NAMESPACE),
         tls=TlsConfig(**files) if any(files.values()) else None,
-        user=value("user"),
-        output=value("output", "table"),
+        user=given.get("user"),
+        output=given.get("output", "table"),
     )
 
 
-def command(name: str) -> Callable[[Callable[..., int | None]], click.Command]:
-    """A command that takes the shared options and gets them as `settings`, its first argument."""
+def command(
+    name: str, *, shared: Iterable[str] = tuple(_SHARED)
+) -> Callable[[Callable[..., int | None]], click.Command]:
+    """A command that takes shared options, all where none are named, and gets them as `settings` first."""
 
     def decorate(function: Callable[..., int | None]) -> click.Command:
         @click.command(name, help=function.__doc__, context_settings={"help_option_names": ["-h", "--help"]})
-        @shared_options()
+        @_shared_options(shared)
         @click.pass_context
         def run(context: click.Context, /, **options: Any) -> int | None:
-            shared = {name: options.pop(name) for name in _SHARED}
-            return function(settings_of(context, shared), **options)
+            settings = settings_of(context, {name: options.pop(name) for name in shared})
+            return function(settings, **options)
 
         # click keeps the options of a decorated function in this list, the last one first.
         run.params += list(reversed(getattr(function, "__click_params__", [])))
         return run
 
     return decorate
-
-
-_SHARED = ("endpoints", "namespace", "cacert", "cert", "key", "user", "output")
 
 
 def parse_labels(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:

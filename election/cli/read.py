@@ -44,8 +44,14 @@ def leader(settings: Settings, name: str, server: str | None) -> int:
         if settings.json:
             print_json(document)
         else:
-            shown = {**document, "lease": hex_of(answer.value.lease), "labels": labels_text(answer.value.labels)}
-            print_table(("FIELD", "VALUE"), [(field, str(value)) for field, value in shown.items()], empty="")
+            shown = {
+                **document,
+                "lease": hex_of(answer.value.lease),
+                "labels": labels_text(answer.value.labels),
+                "proven": "yes" if answer.value.proven else "no",
+            }
+            rows = [(field, "-" if value in ("", None) else str(value)) for field, value in shown.items()]
+            print_table(("FIELD", "VALUE"), rows, empty="")
         return OK
 
     return asyncio.run(ask())
@@ -82,7 +88,7 @@ def candidates(settings: Settings, name: str, server: str | None) -> int:
             print_json([candidate_document(row, leads) for row in rows])
             return
         print_table(
-            ("#", "ID", "ADDRESS", "TOKEN", "LABELS", "ELECTED"),
+            ("PLACE", "ID", "ADDRESS", "TOKEN", "LABELS", "ELECTED"),
             [
                 (
                     "leads" if leads and leads.token == row.token else str(place),

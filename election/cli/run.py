@@ -23,7 +23,9 @@ from election.errors import LossReason
 from election.leadership import Campaigning, Leading, Leaving, Renewed
 from election.term import Term
 
-_LABEL = click.option("--label", "labels", multiple=True, callback=parse_labels, metavar="NAME=VALUE")
+_LABEL = setting(
+    "--label", "labels", multiple=True, callback=parse_labels, metavar="NAME=VALUE", help="shown to readers; repeatable"
+)
 _SECONDS = click.IntRange(1, LONGEST_TTL_S)
 _PRIORITY = click.IntRange(-(2**31), 2**31 - 1)
 
@@ -42,7 +44,7 @@ def default_id() -> str:
 @setting("--priority", type=_PRIORITY, default=0, show_default=True, help="shown to readers")
 @_LABEL
 @metrics_options
-@click.option("--once", is_flag=True, help="exit with 4 after the first loss, instead of standing again")
+@setting("--once", is_flag=True, help="exit with 4 after the first loss, instead of standing again")
 def campaign(
     settings: Settings,
     name: str,
@@ -213,23 +215,21 @@ def agents_join(settings: Settings, id: str, ttl: int, address: str, labels: dic
     config = AgentConfig(ttl_s=ttl)
 
     async def run() -> None:
-        incarnation = None
-        async with settings.store() as store, store.agent(id, address=address, labels=labels, config=config) as agent:
-            try:
-                async with aclosing(agent.registrations()) as registrations:
-                    async for registration in registrations:
-                        if registration is None:
-                            print_event(settings.json, "lost", id=id, incarnation=incarnation)
-                        elif registration.incarnation != incarnation:
-                            print_event(
-                                settings.json,
-                                "joined",
-                                id=id,
-                                incarnation=registration.incarnation,
-                                lease=registration.lease,
-                            )
-                        incarnation = registration.incarnation if registration else None
-            finally:
-                print_event(settings.json, "left", id=id, incarnation=incarnation)
+        seen = None
+        try:
+            async with (
+                settings.store() as store,
+                store.agent(id, address=address, labels=labels, config=config) as agent,
+                aclosing(agent.registrations()) as registrations,
+            ):
+                async for registration in registrations:
+                    if registration is None:
+                        print_event(settings.json, "lost", id=id, incarnation=seen)
+                    elif registration.incarnation != seen:
+                        seen, lease = registration.incarnation, registration.lease
+                        print_event(settings.json, "joined", id=id, incarnation=seen, lease=lease)
+        finally:
+            if seen is not None:
+                print_event(settings.json, "left", id=id, incarnation=seen)
 
     return asyncio.run(until_signal(run()))

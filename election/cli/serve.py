@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import click
@@ -77,7 +77,7 @@ def serve(
                         recording.watch_collector(collector) if recording else None,
                     )
                 )
-                await stack.enter_async_context(_collecting(collector))
+                await stack.enter_async_context(_collecting(collector, left))
             await left.wait()
         return OK
 
@@ -85,9 +85,9 @@ def serve(
 
 
 @asynccontextmanager
-async def _collecting(collector: Collector) -> AsyncGenerator[None]:
+async def _collecting(collector: Collector, left: asyncio.Event) -> AsyncGenerator[None]:
     """Collects beside the API, which goes on answering also while etcd lets nobody campaign."""
-    running = asyncio.create_task(_collect(collector))
+    running = asyncio.create_task(_collect(collector, left))
     try:
         yield
     finally:
@@ -96,10 +96,12 @@ async def _collecting(collector: Collector) -> AsyncGenerator[None]:
         running.result()
 
 
-async def _collect(collector: Collector) -> None:
-    while True:
+async def _collect(collector: Collector, left: asyncio.Event) -> None:
+    while not left.is_set():
         try:
-            return await collector.run()
+            await collector.run()
         except EtcdError as error:
             logger.warning("the collector cannot stand yet: %s", error)
-            await asyncio.sleep(_RETRY_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_RETRY_S):
+                    await left.wait()

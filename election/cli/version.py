@@ -12,7 +12,7 @@ from election.cli.options import Settings, command
 from election.cli.output import print_json
 
 
-@command("version")
+@command("version", shared=["output"])
 def version(settings: Settings) -> int:
     """Print the version of this program and of what it runs on."""
     versions = {

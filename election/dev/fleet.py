@@ -15,7 +15,7 @@ from typing import Any
 from election.clock import BootClock
 from election.config import DEFAULT_ENDPOINT
 from election.dev.etcd import EtcdCluster
-from election.dev.member import Member
+from election.dev.member import Member, PortTaken
 from election.dev.ports import can_be_bound, free_ports
 from election.dev.process import Process, Tell
 from election.errors import ConfigError, EtcdError
@@ -133,12 +133,15 @@ async def start_fleet(config: DevConfig) -> AsyncGenerator[Fleet]:
         stack.enter_context(_only_one(config.data_dir))
         grpc_port = _grpc_port(config.grpc_port)
         client_ports, peer_ports = _etcd_ports(config)
-        cluster = await EtcdCluster.start(
-            data_dir=config.data_dir / "etcd",
-            members=config.members,
-            client_ports=client_ports,
-            peer_ports=peer_ports,
-        )
+        try:
+            cluster = await EtcdCluster.start(
+                data_dir=config.data_dir / "etcd",
+                members=config.members,
+                client_ports=client_ports,
+                peer_ports=peer_ports,
+            )
+        except PortTaken as error:
+            raise ConfigError(f"{error}: give --client-port another one") from None
         stack.push_async_callback(cluster.stop)
         _remember_ports(config.data_dir, client_ports, peer_ports)
         store = await stack.enter_async_context(connect(cluster.endpoints))

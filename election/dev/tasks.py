@@ -72,7 +72,7 @@ class Ledger:
                 steps += await self._assign(task, agents, load)
             elif holder.state is AgentState.ALIVE and task.name not in holder.state_keys and await self._close(task):
                 steps.append(Step("done", task.name, task.agent))
-        for _ in range(self._open_tasks - len(tasks)):
+        if len(tasks) < self._open_tasks:  # one in a round, so that agents which join later get their share
             await self._open()
         return steps
 

@@ -19,6 +19,8 @@ from election.etcd.client import EtcdClient
 from election.etcd.transport import RpcFailed, Stream
 from election.pb.etcd import rpc_pb2 as rpc
 
+_SHORTEST_ATTEMPT_S = 0.5
+
 _KeepAlive = Stream[rpc.LeaseKeepAliveRequest, rpc.LeaseKeepAliveResponse]
 
 
@@ -67,9 +69,9 @@ async def renewals(client: EtcdClient, lease: Lease, backoff: Backoff) -> AsyncG
         LeaseNotFound: when etcd says that the lease is gone.
     """
     clock = client.clock
-    attempt_s = min(client.config.attempt_timeout_s, lease.renew_s)
     due_at_s = clock.now_s() + lease.renew_s
     stream: _KeepAlive | None = None
+    failures = 0
     try:
         while True:
             await clock.sleep_s(max(due_at_s - clock.now_s(), 0))
@@ -77,23 +79,34 @@ async def renewals(client: EtcdClient, lease: Lease, backoff: Backoff) -> AsyncG
                 if stream is None:
                     member, stream = await client.open(methods.LEASE_KEEP_ALIVE)
                 sent_at_s = clock.now_s()
-                answer = await _renew(client, stream, member, lease.id, attempt_s)
+                answer = await _renew(client, stream, member, lease.id, _attempt_s(client, failures))
             except EtcdError:  # no auth token to be had at present
                 answer = None
             if answer is None:
                 if stream is not None:
                     stream.cancel()
                 stream = None
+                failures += 1
                 due_at_s = clock.now_s() + backoff.next_s()
                 continue
             if answer.TTL <= 0:
                 raise LeaseNotFound(f"lease {lease.id:x} has expired or was revoked")
             backoff.reset()
+            failures = 0
             due_at_s = sent_at_s + lease.renew_s
             yield Renewal(sent_at_s + answer.TTL - lease.margin_s, clock.now_s() - sent_at_s)
     finally:
         if stream is not None:
             stream.cancel()
+
+
+def _attempt_s(client: EtcdClient, failures: int) -> float:
+    """How long to wait for one answer: short at first, longer after each failure.
+
+    A follower that has lost its leader looks for a new one only once in an election timeout, while a call that comes
+    later is forwarded at once (etcd: server/etcdserver/v3_server.go, waitLeader).
+    """
+    return min(_SHORTEST_ATTEMPT_S * 2 ** min(failures, 10), client.config.attempt_timeout_s)
 
 
 async def _renew(

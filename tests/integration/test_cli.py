@@ -273,7 +273,6 @@ async def test_version_names_this_program_and_what_it_runs_on(lone: Cli) -> None
         ("leader", "NAME"),
         ("leader x y", "y"),
         ("leader x -o yaml", "yaml"),
-        ("leader x --cacert /nope/ca.pem", "/nope/ca.pem"),
         ("campaign x --ttl 0", "--ttl"),
         ("campaign x --ttl long", "long"),
         ("campaign x --label zone", "zone"),

@@ -268,11 +268,43 @@ async def test_a_state_that_does_not_fit_into_one_transaction_stays_and_is_repor
     """Better too much kept than something lost."""
     here = world()
     async with collecting(here) as (machine, told):
-        for number in range(18):
+        for number in range(24):
             await machine.client.put(KEYS.state("w", f"k{number}"), b"x" * 60_000)
         await asyncio.sleep(GRACE_S + 1)
-        assert len(await stored(machine.client)) == 18
-        assert any(isinstance(event, ReapFailed) and "stays where it is" in event.error for event in told)
+        assert len(await stored(machine.client)) == 24
+        assert any(isinstance(event, ReapFailed) and "its state stays" in event.error for event in told)
+
+
+@pytest.mark.parametrize("value", [b"\x01" * 60_000, "\u4e2d".encode() * 20_000, b"\xff" * 60_000])
+def test_a_state_of_360_kb_is_collected_whatever_is_in_it(value: bytes) -> None:
+    """What JSON would have to escape is kept in base64."""
+
+    @virtual
+    async def run() -> None:
+        here = world()
+        async with collecting(here) as (machine, _):
+            for number in range(6):
+                await machine.client.put(KEYS.state("w", f"k{number}"), value)
+            await asyncio.sleep(GRACE_S + 1)
+            [tombstone] = await tombstones(machine.client)
+            assert [entry.value for entry in tombstone.collected] == [value] * 6
+
+    run()
+
+
+@virtual
+async def test_an_agent_whose_liveness_key_somebody_deletes_registers_again() -> None:
+    """Its lease lives on, and nobody would see it; it looks once in a TTL."""
+    here = world()
+    async with here.machine() as host, agent_on(host) as agent:
+        first = agent.incarnation
+        await host.client.delete(KEYS.alive("w"))
+        await asyncio.sleep(2 * TTL_S)
+        assert agent.incarnation > first
+        found, _ = await host.client.get(KEYS.alive("w"))
+        assert found is not None
+        assert found.create_revision == agent.incarnation
+        assert len((await host.client.leases()).leases) == 1
 
 
 @virtual

@@ -43,6 +43,8 @@ def test_https_asks_for_tls() -> None:
     [
         ("", None, "'' is not HOST:PORT"),
         ("localhost", None, "'localhost' is not HOST:PORT"),
+        ("a b:1", None, "'a b:1' is not HOST:PORT"),
+        ("::1:2379", None, "'::1:2379' is not HOST:PORT"),
         ("a:0", None, "is not HOST:PORT"),
         ("a:99999", None, "is not HOST:PORT"),
         ("a:b", None, "is not HOST:PORT"),
@@ -90,8 +92,8 @@ def test_settings_of_a_candidate_that_do_not_go_together(settings: dict[str, flo
 
 
 def test_the_defaults_go_together() -> None:
-    """A third of the TTL, exactly, is often enough."""
-    assert CandidateConfig().renew_interval_s * 3 == pytest.approx(10)
+    """A third of the TTL, exactly, is often enough; a fifth is the default."""
+    assert CandidateConfig().renew_interval_s * 5 == pytest.approx(10)
     AgentConfig()
     CollectorConfig()
     for ttl_s in range(3, 200):
