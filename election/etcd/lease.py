@@ -106,7 +106,7 @@ def _attempt_s(client: EtcdClient, failures: int) -> float:
     A follower that has lost its leader looks for a new one only once in an election timeout, while a call that comes
     later is forwarded at once (etcd: server/etcdserver/v3_server.go, waitLeader).
     """
-    return min(_SHORTEST_ATTEMPT_S * 2 ** min(failures, 10), client.config.attempt_timeout_s)
+    return min(_SHORTEST_ATTEMPT_S * (1 << min(failures, 10)), client.config.attempt_timeout_s)
 
 
 async def _renew(
