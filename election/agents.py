@@ -82,6 +82,8 @@ class Agent:
         if self._living is not None:
             self._living.cancel()
             await asyncio.wait({self._living})
+            if not self._living.cancelled():
+                self._living.result()
         if registration is not None:
             await self._revoke(registration.lease)
 

@@ -24,7 +24,7 @@ from election.etcd.lease import Lease, renewals
 from election.etcd.watch import Changes, Snapshot, follow
 from election.keys import Keyspace
 from election.leadership import Campaigning, Event, Leading, Leaving, State
-from election.queue import Queue
+from election.queue import Queue, succession
 from election.records import Candidate as Queued
 from election.records import CandidateRecord
 
@@ -333,17 +333,3 @@ class Attempt:
             ],
         )
         return answer.succeeded
-
-
-def succession(waiting: Sequence[Queued], to: str | None) -> tuple[Queued, ...]:
-    """Those whose keys a handover touches: the successor last, before it those who are passed over.
-
-    Empty when there is nobody to hand over to: nobody waits, the one named does not, or another program's key would
-    have to be passed over or given the leadership.
-    """
-    if to is None:
-        heirs = waiting[:1]
-    else:
-        place = next((place for place, each in enumerate(waiting) if each.id == to and not each.foreign), None)
-        heirs = () if place is None else waiting[: place + 1]
-    return () if any(each.foreign for each in heirs) else tuple(heirs)

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from election import leadership
-from election.attempt import Attempt, succession
+from election.attempt import Attempt
 from election.backoff import Backoff
 from election.clock import Clock
 from election.config import CandidateConfig, check_labels
@@ -21,6 +21,7 @@ from election.etcd.lease import grant
 from election.keys import COLLECTOR_ELECTION, Keyspace, check_name
 from election.leadership import Event, Following, Leading, Leaving, State
 from election.published import Published
+from election.queue import succession
 from election.records import CandidateRecord
 from election.term import Loss, Term
 

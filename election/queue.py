@@ -43,3 +43,17 @@ class Queue:
             (candidate for candidate in self._candidates.values() if candidate.token > token),
             key=lambda candidate: candidate.token,
         )
+
+
+def succession(waiting: Sequence[Candidate], to: str | None) -> tuple[Candidate, ...]:
+    """Those whose keys a handover touches: the successor last, before it those who are passed over.
+
+    Empty when there is nobody to hand over to: nobody waits, the one named does not, or another program's key would
+    have to be passed over or given the leadership.
+    """
+    if to is None:
+        heirs = waiting[:1]
+    else:
+        place = next((place for place, each in enumerate(waiting) if each.id == to and not each.foreign), None)
+        heirs = () if place is None else waiting[: place + 1]
+    return () if any(each.foreign for each in heirs) else tuple(heirs)

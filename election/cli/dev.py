@@ -94,7 +94,7 @@ async def _print(fleet: Fleet) -> None:
                 "grpc": fleet.grpc_address,
                 "etcd": fleet.cluster.version,
                 "data_dir": str(fleet.config.data_dir),
-                "try": f"election leader demo --endpoints {fleet.endpoints}",
+                "try": fleet.question,
             }
         )
         async for event in events:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import shutil
 import sys
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
@@ -77,6 +78,13 @@ class Fleet:
     def endpoints(self) -> str:
         """The etcd endpoints, as `--endpoints` takes them."""
         return ",".join(self.cluster.endpoints)
+
+    @property
+    def question(self) -> str:
+        """A command that asks who leads, to be typed as it is in another terminal."""
+        program = "election" if shutil.which("election") else sys.argv[0]
+        first = self.cluster.endpoints[0]
+        return f"{program} leader {ELECTION}" + ("" if first == DEFAULT_ENDPOINT else f" --endpoints {first}")
 
     async def events(self) -> AsyncGenerator[dict[str, Any]]:
         """Everything that happens from when this is first waited for, in order."""

@@ -82,8 +82,6 @@ class Screen:
 
     def _hints(self, leader: Leader | None) -> Iterable[Text]:
         fleet = self._fleet
-        first = fleet.cluster.endpoints[0]
-        where = "" if first.endswith(":2379") else f" --endpoints {first}"
         leading = next((process.pid for process in fleet.orchestrators if leader and process.name == leader.id), None)
         agent = next((process.pid for process in fleet.agents if process.pid), None)
         member = next((member.pid for member in fleet.cluster.members if member.pid), None)
@@ -93,7 +91,7 @@ class Screen:
             if pid
         ]
         back = f"what dies is back after {fleet.config.respawn_s:g} s, " if fleet.config.respawn_s else ""
-        yield Text(f"Try: election leader {ELECTION}{where}", "dim")
+        yield Text(f"Try: {fleet.question}", "dim")
         yield Text(f"     kill -9 {', or '.join(victims)}", "dim", no_wrap=True)
         yield Text(f"     ({back}Ctrl-C ends all)", "dim")
 

@@ -8,11 +8,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from election.attempt import succession
 from election.errors import ElectionError, LossReason, NotLeader
 from election.keys import range_end
 from election.leadership import Campaigning, Leading
 from election.pb.etcd import rpc_pb2 as rpc
+from election.queue import succession
 from election.records import Candidate as Queued
 from election.term import Term
 from tests.fake.clock import virtual
