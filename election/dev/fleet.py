@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import os
 import shutil
 import sys
+import tempfile
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -139,8 +141,9 @@ async def start_fleet(config: DevConfig) -> AsyncGenerator[Fleet]:
     """
     async with AsyncExitStack() as stack:
         stack.enter_context(_only_one(config.data_dir))
-        grpc_port = _grpc_port(config.grpc_port)
-        client_ports, peer_ports = _etcd_ports(config)
+        usual = stack.enter_context(_usual_ports())
+        grpc_port = _grpc_port(config.grpc_port, usual=usual)
+        client_ports, peer_ports = _etcd_ports(config, usual=usual)
         try:
             cluster = await EtcdCluster.start(
                 data_dir=config.data_dir / "etcd",
@@ -219,15 +222,30 @@ def _only_one(data_dir: Path) -> Generator[None]:
         yield
 
 
-def _grpc_port(given: int | None) -> int:
-    if given is not None and not can_be_bound(HOST, given):
-        raise ConfigError(f"port {given} on {HOST} is in use by another program: give --grpc-port another one")
-    if given is None and not can_be_bound(HOST, _GRPC_PORT):
-        return free_ports(1, HOST)[0]
-    return _GRPC_PORT if given is None else given
+@contextmanager
+def _usual_ports() -> Generator[bool]:
+    """Whether this one may use the usual ports: of two that start at the same moment, only the first may.
+
+    Looking whether a port is free is not enough, since it is bound a moment later.
+    """
+    with (Path(tempfile.gettempdir()) / f"election-dev-ports-{os.getuid()}.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
-def _etcd_ports(config: DevConfig) -> tuple[list[int], list[int]]:
+def _grpc_port(given: int | None, *, usual: bool) -> int:
+    if given is not None:
+        if not can_be_bound(HOST, given):
+            raise ConfigError(f"port {given} on {HOST} is in use by another program: give --grpc-port another one")
+        return given
+    return _GRPC_PORT if usual and can_be_bound(HOST, _GRPC_PORT) else free_ports(1, HOST)[0]
+
+
+def _etcd_ports(config: DevConfig, *, usual: bool) -> tuple[list[int], list[int]]:
     """Client and peer ports: those of the data folder, or P, P+2, ... and P+1, P+3, ..., or free ones."""
     remembered = _remembered_ports(config.data_dir, config.members)
     first = config.client_port
@@ -242,7 +260,7 @@ def _etcd_ports(config: DevConfig) -> tuple[list[int], list[int]]:
     ports = list(range(first or _CLIENT_PORT, (first or _CLIENT_PORT) + count))
     if first is not None and ports[-1] > 65535:
         raise ConfigError(f"--client-port {first} leaves no room for {count} ports in a row: give a smaller one")
-    if first is None and not all(can_be_bound(HOST, port) for port in ports):
+    if first is None and not (usual and all(can_be_bound(HOST, port) for port in ports)):
         ports = free_ports(count, HOST)
     return ports[0::2], ports[1::2]
 
