@@ -16,11 +16,11 @@ from election.config import AgentConfig, check_labels
 from election.errors import AgentExists, AgentLost, ConfigError, EtcdError, LeaseNotFound, RecordTooLarge
 from election.etcd import txn
 from election.etcd.client import EtcdClient, Repeat
-from election.etcd.lease import Lease, grant, renewals
+from election.etcd.lease import Lease, grant, let_go, renewals
 from election.keys import REGISTRATION, Keyspace, check_name
 from election.pb.etcd import rpc_pb2 as rpc
 from election.published import Published
-from election.records import STATE_LIMIT, AgentRecord
+from election.records import STATE_LIMIT, AgentRecord, StateEntry
 
 logger = logging.getLogger("election")
 
@@ -85,7 +85,7 @@ class Agent:
             if not self._living.cancelled():
                 self._living.result()
         if registration is not None:
-            await self._revoke(registration.lease)
+            await let_go(self._client, registration.lease, whose=f"agent {self.id}")
 
     @property
     def registration(self) -> Registration | None:
@@ -140,9 +140,8 @@ class Agent:
         """Reads all of its own values, at one revision."""
         prefix = self._keyspace.states(self.id)
         listed = await self._client.list(prefix)
-        items = {kv.key[len(prefix) :].decode("utf-8", "backslashreplace"): kv.value for kv in listed.kvs}
-        items.pop(REGISTRATION, None)
-        return items
+        entries = (StateEntry.of(prefix, kv) for kv in listed.kvs)
+        return {entry.key: entry.value for entry in entries if entry.key != REGISTRATION}
 
     def _state_key(self, key: str) -> bytes:
         if key == REGISTRATION:
@@ -184,7 +183,7 @@ class Agent:
                     )
                 incarnation = found[0].create_revision
         except BaseException:
-            await self._revoke(lease.id)
+            await let_go(self._client, lease.id, whose=f"agent {self.id}")
             raise
         self._published.set(Registration(incarnation, lease.id, lease.deadline_s))
         return lease
@@ -196,7 +195,7 @@ class Agent:
             await self._hold(lease)
             self._published.set(None)
             logger.warning("agent %s has lost its lease and registers again", self.id)
-            await self._revoke(lease.id)
+            await let_go(self._client, lease.id, whose=f"agent {self.id}")
             lease = await self._register_again(backoff)
 
     async def _hold(self, lease: Lease) -> None:
@@ -245,12 +244,3 @@ class Agent:
             except (EtcdError, AgentExists) as error:
                 logger.warning("agent %s cannot register: %s", self.id, error)
             await self._client.clock.sleep_s(backoff.next_s())
-
-    async def _revoke(self, lease: int) -> None:
-        """Ends a lease now rather than by its TTL, if etcd can be reached."""
-        try:
-            await self._client.lease_revoke(lease)
-        except LeaseNotFound:
-            pass
-        except EtcdError as error:
-            logger.warning("agent %s could not revoke its lease: %s", self.id, error)

@@ -20,7 +20,7 @@ from election.config import CandidateConfig
 from election.errors import EtcdError, EtcdUnavailable, LeaseNotFound, LossReason
 from election.etcd import txn
 from election.etcd.client import EtcdClient, Repeat
-from election.etcd.lease import Lease, renewals
+from election.etcd.lease import Lease, let_go, renewals
 from election.etcd.watch import Changes, Snapshot, follow
 from election.keys import Keyspace
 from election.leadership import Campaigning, Event, Leading, Leaving, State
@@ -299,12 +299,7 @@ class Attempt:
                 await self._hand_over(left.token)
             except EtcdError as error:  # without a successor of its own choice, the next in line leads
                 logger.warning("%s: the leadership could not be handed over: %s", self._who, error)
-        try:
-            await self._client.lease_revoke(self._lease.id)
-        except LeaseNotFound:
-            pass
-        except EtcdError as error:
-            logger.warning("%s: the lease could not be revoked: %s", self._who, error)
+        await let_go(self._client, self._lease.id, whose=self._who)
 
     async def _hand_over(self, token: int) -> None:
         """Makes the next in line, or the one who was named, the leader, in one transaction; nothing when it cannot.

@@ -21,6 +21,7 @@ from election.config import CandidateConfig, CollectorConfig
 from election.errors import Deposed, ElectionError, EtcdError, LossReason, NotLeader
 from election.etcd import txn
 from election.etcd.client import EtcdClient
+from election.etcd.lease import let_go
 from election.etcd.watch import Changes, Snapshot, follow
 from election.fencing import fenced_txn
 from election.keys import COLLECTOR_ELECTION, REGISTRATION, AliveKey, Keyspace, StateKey, TombstoneKey
@@ -245,10 +246,7 @@ class Collector:
         listed = await self._client.list(prefix)
         if not listed.kvs:
             return
-        entries = tuple(
-            StateEntry(kv.key[len(prefix) :].decode("utf-8", "backslashreplace"), kv.value, kv.mod_revision)
-            for kv in listed.kvs
-        )
+        entries = tuple(StateEntry.of(prefix, kv) for kv in listed.kvs)
         incarnation = next((entry.mod_revision for entry in entries if entry.key == REGISTRATION), 0)
         tombstone = Tombstone(
             agent=agent,
@@ -278,7 +276,7 @@ class Collector:
             )
         except ElectionError as error:
             if not (isinstance(error, EtcdError) and error.indefinite):
-                await self._client.lease_revoke(retention)
+                await let_go(self._client, retention, whose=f"the tombstone of {agent}")
             raise
         if not kept:
-            await self._client.lease_revoke(retention)
+            await let_go(self._client, retention, whose=f"the tombstone of {agent}")

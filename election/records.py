@@ -223,6 +223,11 @@ class StateEntry:
     value: bytes
     mod_revision: int
 
+    @classmethod
+    def of(cls, prefix: bytes, kv: KeyValue) -> StateEntry:
+        """The entry that a stored key below the agent's prefix stands for."""
+        return cls(kv.key[len(prefix) :].decode("utf-8", "backslashreplace"), kv.value, kv.mod_revision)
+
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:

@@ -15,7 +15,7 @@ from typing import Self
 from election.backoff import Backoff
 from election.errors import EtcdError, ViewStale
 from election.etcd.client import EtcdClient
-from election.etcd.watch import Snapshot, follow
+from election.etcd.watch import Changes, Snapshot, follow
 from election.keys import REGISTRATION, AliveKey, CandidateKey, Keyspace, StateKey, TombstoneKey
 from election.pb.etcd.kv_pb2 import Event as KvEvent
 from election.pb.etcd.kv_pb2 import KeyValue
@@ -217,10 +217,7 @@ class View:
         agent = self._model.agent(id)
         if agent is None:
             return Answer(None, self.source())
-        entries = (
-            StateEntry(kv.key[len(prefix) :].decode("utf-8", "backslashreplace"), kv.value, kv.mod_revision)
-            for kv in listed.kvs
-        )
+        entries = (StateEntry.of(prefix, kv) for kv in listed.kvs)
         return Answer((agent, tuple(entry for entry in entries if entry.key != REGISTRATION)), self.source())
 
     # --- watches ---------------------------------------------------------------------------------------------
@@ -277,8 +274,8 @@ class View:
                         if isinstance(item, Snapshot):
                             self._replace(item)
                             self._listed.set()
-                        elif events := getattr(item, "events", ()):
-                            for revision, group in groupby(events, key=lambda event: event.kv.mod_revision):
+                        elif isinstance(item, Changes):
+                            for revision, group in groupby(item.events, key=lambda event: event.kv.mod_revision):
                                 self._change(revision, list(group))
             except EtcdError as error:
                 if not self._listed.is_set():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import tempfile
 from contextlib import aclosing, nullcontext
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from election.cli.options import Settings, command, setting
+from election.cli.output import print_json
 from election.cli.signals import until_signal
 from election.clock import BootClock
 from election.dev.fleet import DevConfig, Fleet, start_fleet
@@ -102,7 +102,7 @@ async def _print(fleet: Fleet) -> None:
 
 
 def _print_event(event: dict[str, object]) -> None:
-    click.echo(json.dumps({"at": text_of(BootClock().wall()), **event}, separators=(",", ":")))
+    print_json({"at": text_of(BootClock().wall()), **event})
 
 
 async def _show(fleet: Fleet) -> None:

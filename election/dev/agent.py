@@ -13,11 +13,10 @@ import sys
 
 from election.agents import Agent
 from election.clock import Clock
-from election.config import DEFAULT_ENDPOINT, DEFAULT_NAMESPACE, AgentConfig
-from election.dev.emit import emit
+from election.config import AgentConfig
+from election.dev.child import connect_from_environment, emit
 from election.dev.tasks import PREFIX
 from election.errors import AgentLost, EtcdError
-from election.store import connect
 
 TURN_S = 0.5
 SHORTEST_S, LONGEST_S = 10.0, 30.0
@@ -25,11 +24,9 @@ SHORTEST_S, LONGEST_S = 10.0, 30.0
 
 async def main(id: str, ttl_s: int) -> None:
     """Runs until SIGTERM."""
-    endpoints = os.environ.get("ELECTION_ENDPOINTS", DEFAULT_ENDPOINT)
-    namespace = os.environ.get("ELECTION_NAMESPACE", DEFAULT_NAMESPACE)
     config = AgentConfig(ttl_s=ttl_s)
     labels = {"pid": str(os.getpid())}
-    async with connect(endpoints, namespace=namespace) as store, store.agent(id, labels=labels, config=config) as agent:
+    async with connect_from_environment() as store, store.agent(id, labels=labels, config=config) as agent:
         working = asyncio.create_task(work(agent, store.client.clock))
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, working.cancel)

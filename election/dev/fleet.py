@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from election.clock import BootClock
 from election.config import DEFAULT_ENDPOINT
@@ -213,13 +213,18 @@ def _only_one(data_dir: Path) -> Generator[None]:
     except OSError as error:
         raise ConfigError(f"cannot use {data_dir} as the data folder: {error.strerror}") from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another `election dev` uses {data_dir}: end it, or give --data-dir another folder"
-            ) from None
+        if not _locked(lock):
+            raise ConfigError(f"another `election dev` uses {data_dir}: end it, or give --data-dir another folder")
         yield
+
+
+def _locked(file: TextIO) -> bool:
+    """Takes the lock of an open file, unless another process holds it; it is given back when the file is closed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
@@ -229,12 +234,7 @@ def _usual_ports() -> Generator[bool]:
     Looking whether a port is free is not enough, since it is bound a moment later.
     """
     with (Path(tempfile.gettempdir()) / f"election-dev-ports-{os.getuid()}.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield _locked(lock)
 
 
 def _grpc_port(given: int | None, *, usual: bool) -> int:

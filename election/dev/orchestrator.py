@@ -13,12 +13,12 @@ import sys
 from contextlib import aclosing
 
 from election.candidate import Candidate
-from election.config import DEFAULT_ENDPOINT, DEFAULT_NAMESPACE, CandidateConfig
-from election.dev.emit import emit
+from election.config import CandidateConfig
+from election.dev.child import connect_from_environment, emit
 from election.dev.tasks import Ledger
 from election.errors import EtcdError, ViewStale
 from election.leadership import Leading, Leaving
-from election.store import Store, connect
+from election.store import Store
 from election.term import Term
 from election.views import View
 
@@ -28,8 +28,7 @@ TURN_S = 1.0
 
 async def main(election: str, id: str, ttl_s: int) -> None:
     """Runs until SIGTERM."""
-    endpoints = os.environ.get("ELECTION_ENDPOINTS", DEFAULT_ENDPOINT)
-    async with connect(endpoints, namespace=os.environ.get("ELECTION_NAMESPACE", DEFAULT_NAMESPACE)) as store:
+    async with connect_from_environment() as store:
         candidate = store.candidate(
             election, id=id, labels={"pid": str(os.getpid())}, config=CandidateConfig(ttl_s=ttl_s)
         )

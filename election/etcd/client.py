@@ -271,7 +271,7 @@ class EtcdClient:
         if remedy is Remedy.GIVE_UP or (remedy is Remedy.AUTHENTICATE and self.config.user is None):
             return error_from(failure, member=self._transport.endpoints[member], wrote=False)
         if remedy is Remedy.AUTHENTICATE:
-            self._token = None
+            self.drop_token()
         else:
             self.avoid(member)
         return None

@@ -8,6 +8,7 @@ by a clock that runs as fast as ours.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from election.etcd import methods
 from election.etcd.client import EtcdClient
 from election.etcd.transport import RpcFailed, Stream
 from election.pb.etcd import rpc_pb2 as rpc
+
+logger = logging.getLogger("election")
 
 _SHORTEST_ATTEMPT_S = 0.5
 
@@ -56,6 +59,16 @@ async def grant(client: EtcdClient, *, ttl_s: int, margin_s: float, renew_s: flo
     answer = await client.lease_grant(ttl_s)
     check_lease_relations(answer.TTL, margin_s, renew_s)
     return Lease(answer.ID, answer.TTL, margin_s, renew_s, sent_at_s + answer.TTL - margin_s)
+
+
+async def let_go(client: EtcdClient, lease_id: int, *, whose: str) -> None:
+    """Ends a lease now rather than by its TTL, if etcd can be reached; a failure is logged, and harmless."""
+    try:
+        await client.lease_revoke(lease_id)
+    except LeaseNotFound:
+        pass
+    except EtcdError as error:
+        logger.warning("%s: the lease could not be revoked: %s", whose, error)
 
 
 async def renewals(client: EtcdClient, lease: Lease, backoff: Backoff) -> AsyncGenerator[Renewal]:

@@ -45,11 +45,6 @@ def get(key: bytes) -> rpc.RequestOp:
     return rpc.RequestOp(request_range=rpc.RangeRequest(key=key))
 
 
-def get_prefix(prefix: bytes) -> rpc.RequestOp:
-    """Reads all keys with a prefix."""
-    return rpc.RequestOp(request_range=rpc.RangeRequest(key=prefix, range_end=range_end(prefix)))
-
-
 def delete(key: bytes) -> rpc.RequestOp:
     """Deletes a key."""
     return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key))

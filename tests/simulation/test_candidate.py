@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, cast
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import cast
 
 import pytest
 from google.protobuf.message import Message
@@ -15,33 +14,17 @@ from election.candidate import Candidate
 from election.config import CandidateConfig
 from election.errors import ElectionError, EtcdUnavailable, LossReason, NotLeader
 from election.etcd.methods import Method, Req, Resp
-from election.etcd.transport import Metadata, RpcFailed
+from election.etcd.transport import Metadata
 from election.leadership import Closed, Following, Leading
 from election.pb.etcd import election_pb2 as el
 from election.term import Loss, Term
 from tests.fake.clock import virtual
 from tests.fake.etcd import FakeEtcd
 from tests.fake.transport import FakeTransport
-from tests.simulation.world import ELECTION, KEYS, Node, World, leads, world
+from tests.simulation.world import ELECTION, KEYS, Node, World, hurt, leads, standing, world
 
 SEEDS = range(200)
-
-
-@asynccontextmanager
-async def standing(here: World, ids: Sequence[str], **settings: Any) -> AsyncGenerator[list[Node]]:
-    """Nodes whose candidates stand, in this order; all leave at the end."""
-    async with AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(here.node(name, **settings)) for name in ids]
-        tasks = []
-        for node in nodes:
-            tasks.append(asyncio.create_task(node.candidate.lead(here.work)))
-            await asyncio.sleep(0.1)
-        try:
-            yield nodes
-        finally:
-            for node in nodes:
-                node.candidate.leave()
-            await asyncio.gather(*tasks)
+FAULTS = ("cut", "cut", "mend", "mend", "move", "stop", "pause", "resume", "resume", "resume", "compact")
 
 
 @virtual
@@ -436,7 +419,7 @@ def test_random_faults_never_let_two_lead(seed: int) -> None:
             tasks = [asyncio.create_task(node.candidate.lead(here.work)) for node in nodes]
             for _ in range(25):
                 await asyncio.sleep(rng.uniform(0, 4))
-                hurt(here, rng, rng.choice(nodes))
+                hurt(here, rng, rng.choice(nodes), FAULTS)
             for member in range(3):
                 here.etcd.resume(member)
             for node in nodes:
@@ -457,27 +440,6 @@ def drawn_node(here: World, rng: random.Random, number: int) -> AbstractAsyncCon
     """A machine whose clock is up to a hundredth too fast or too slow."""
     rate, latency_s = rng.uniform(0.99, 1.01), rng.choice([0.001, 0.05])
     return here.node(f"n{number}", rate=rate, latency_s=latency_s, config=CandidateConfig(ttl_s=5))
-
-
-def hurt(here: World, rng: random.Random, node: Node) -> None:
-    """One fault, or one recovery."""
-    match rng.choice(["cut", "cut", "mend", "mend", "move", "stop", "pause", "resume", "resume", "resume", "compact"]):
-        case "cut":
-            node.transport.cut(*rng.sample(range(3), rng.randint(1, 3)))
-        case "mend":
-            node.transport.mend()
-        case "move" if here.etcd.has_quorum:
-            here.etcd.change_leader()
-        case "stop":
-            here.etcd.stop(rng.randrange(3))
-        case "pause":
-            here.etcd.pause(rng.randrange(3))
-        case "resume":
-            for member in range(3):
-                here.etcd.resume(member)
-        case "compact":
-            with suppress(RpcFailed):
-                here.etcd.compact()
 
 
 def test_names_are_checked_before_anything_is_sent() -> None:

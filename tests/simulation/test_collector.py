@@ -23,11 +23,12 @@ from election.pb.etcd import rpc_pb2 as rpc
 from election.records import Tombstone
 from tests.fake.clock import virtual
 from tests.fake.transport import FakeTransport
-from tests.simulation.world import KEYS, Machine, World, world
+from tests.simulation.world import KEYS, Machine, World, hurt, world
 
 TTL_S = 6
 GRACE_S = 5.0
 SEEDS = range(40)
+FAULTS = ("cut off", "mend", "mend", "move", "stop", "resume", "compact")
 
 
 def agent_on(machine: Machine, id: str = "w") -> Agent:
@@ -387,7 +388,7 @@ def test_random_fleets_lose_no_living_agents_state(seed: int) -> None:
             for turn in range(40):
                 await asyncio.sleep(rng.uniform(0, 3))
                 await live(rng.choice(agents), str(turn), kept)
-                hurt(here, rng, rng.choice([*hosts, *watchers]))
+                hurt(here, rng, rng.choice([*hosts, *watchers]), FAULTS)
             for member in range(3):
                 here.etcd.resume(member)
             for machine in (*hosts, *watchers):
@@ -417,22 +418,3 @@ async def live(agent: Agent, value: str, kept: dict[str, tuple[int, str]]) -> No
         kept[agent.id] = (incarnation, value)
     except (AgentLost, EtcdError):
         return
-
-
-def hurt(here: World, rng: random.Random, machine: Machine) -> None:
-    """One fault, or one recovery."""
-    match rng.choice(["cut", "mend", "mend", "move", "stop", "resume", "compact"]):
-        case "cut":
-            machine.transport.cut(0, 1, 2)
-        case "mend":
-            machine.transport.mend()
-        case "move" if here.etcd.has_quorum:
-            here.etcd.change_leader()
-        case "stop":
-            here.etcd.stop(rng.randrange(3))
-        case "resume":
-            for member in range(3):
-                here.etcd.resume(member)
-        case "compact":
-            with suppress(Exception):
-                here.etcd.compact()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
@@ -16,24 +14,7 @@ from election.queue import succession
 from election.records import Candidate as Queued
 from election.term import Term
 from tests.fake.clock import virtual
-from tests.simulation.world import ELECTION, KEYS, Node, World, leads, world
-
-
-@asynccontextmanager
-async def standing(here: World, names: Sequence[str]) -> AsyncGenerator[list[Node]]:
-    """Nodes whose candidates stand, in this order; all leave at the end."""
-    async with AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(here.node(name)) for name in names]
-        tasks = []
-        for node in nodes:
-            tasks.append(asyncio.create_task(node.candidate.lead(here.work)))
-            await asyncio.sleep(0.2)
-        try:
-            yield nodes
-        finally:
-            for node in nodes:
-                node.candidate.leave()
-            await asyncio.gather(*tasks)
+from tests.simulation.world import ELECTION, KEYS, Node, leads, standing, world
 
 
 def own_key(node: Node) -> bytes:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from election.candidate import Candidate
 from election.config import CandidateConfig, EtcdConfig
 from election.etcd.client import EtcdClient
+from election.etcd.transport import RpcFailed
 from election.keys import Keyspace
 from election.term import Term
 from tests.fake.clock import VirtualClock
@@ -109,3 +110,43 @@ async def leads(*nodes: Node) -> Node:
             if node.candidate.is_leader:
                 return node
         await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def standing(here: World, names: Sequence[str], **settings: Any) -> AsyncGenerator[list[Node]]:
+    """Nodes whose candidates stand, in this order; all leave at the end."""
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(here.node(name, **settings)) for name in names]
+        tasks = []
+        for node in nodes:
+            tasks.append(asyncio.create_task(node.candidate.lead(here.work)))
+            await asyncio.sleep(0.2)
+        try:
+            yield nodes
+        finally:
+            for node in nodes:
+                node.candidate.leave()
+            await asyncio.gather(*tasks)
+
+
+def hurt(here: World, rng: random.Random, machine: Machine, faults: Sequence[str]) -> None:
+    """One of the faults, or recoveries; some cannot happen at present."""
+    match rng.choice(faults):
+        case "cut":
+            machine.transport.cut(*rng.sample(range(3), rng.randint(1, 3)))
+        case "cut off":
+            machine.transport.cut(0, 1, 2)
+        case "mend":
+            machine.transport.mend()
+        case "move" if here.etcd.has_quorum:
+            here.etcd.change_leader()
+        case "stop":
+            here.etcd.stop(rng.randrange(3))
+        case "pause":
+            here.etcd.pause(rng.randrange(3))
+        case "resume":
+            for member in range(3):
+                here.etcd.resume(member)
+        case "compact":
+            with suppress(RpcFailed):
+                here.etcd.compact()
