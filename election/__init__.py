@@ -27,10 +27,11 @@ if TYPE_CHECKING:
         NotLeader,
         ViewStale,
     )
-    from election.fencing import fenced_txn, guard
+    from election.fencing.txn import fenced_txn, guard
     from election.reader import Reader
     from election.store import Store, connect
     from election.term import Loss, Term
+    from election.token import Token
     from election.views import View
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "Store",
     "Term",
     "TlsConfig",
+    "Token",
     "View",
     "ViewStale",
     "connect",
@@ -67,7 +69,7 @@ __all__ = [
     "guard",
 ]
 
-_PARTS = "agents candidate client collector config errors fencing reader store term views"
+_PARTS = "agents candidate client collector config errors fencing.txn reader store term token views"
 
 
 def __getattr__(name: str) -> object:

@@ -23,7 +23,7 @@ from election.etcd import txn
 from election.etcd.client import EtcdClient
 from election.etcd.lease import let_go
 from election.etcd.watch import Changes, Snapshot, follow
-from election.fencing import fenced_txn
+from election.fencing.txn import fenced_txn
 from election.keys import COLLECTOR_ELECTION, REGISTRATION, AliveKey, Keyspace, StateKey, TombstoneKey
 from election.pb.etcd.kv_pb2 import Event as KvEvent
 from election.pb.etcd.kv_pb2 import KeyValue

@@ -77,7 +77,7 @@ class NotLeader(ElectionError):
 
 
 class Deposed(ElectionError):
-    """A fenced write was refused by etcd: the token is not the leader's any more. Nothing was written."""
+    """A resource refused the token, which is not the leader's any more. Nothing was written."""
 
 
 class AgentLost(ElectionError):

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from election.etcd import txn
-from election.fencing import fenced_txn
+from election.fencing.txn import fenced_txn
 from election.records import Agent, AgentState
 from election.store import Store
 from election.term import Term

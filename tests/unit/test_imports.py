@@ -11,6 +11,7 @@ ROOT = Path(election.__file__).parent
 ORDER = (
     "pb",
     "errors",
+    "token",
     "clock",
     "backoff",
     "published",
