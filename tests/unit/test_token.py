@@ -34,7 +34,8 @@ def test_the_forms_are_these() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "7", "-7", "7-", "-", "7-1234 ", " 7-1234", "07-1", "7-01", "+7-1", "7-1-1", "\u0667-1", "7_0-1", "7\n-1"]
+    "text",
+    ["", "7", "-7", "7-", "-", "7-1234 ", " 7-1234", "07-1", "7-01", "+7-1", "7-1-1", "\u0667-1", "7_0-1", "7\n-1"],
 )
 def test_another_text_is_no_token(text: str) -> None:
     """One spelling for each token, and an error that shows what one looks like."""
