@@ -25,9 +25,10 @@ if TYPE_CHECKING:
         LossReason,
         NoSpace,
         NotLeader,
+        RolledBack,
         ViewStale,
     )
-    from election.fencing.txn import fenced_txn, guard
+    from election.fencing.txn import fenced_delete, fenced_put, fenced_txn, guard
     from election.reader import Reader
     from election.store import Store, connect
     from election.term import Loss, Term
@@ -56,6 +57,7 @@ __all__ = [
     "NoSpace",
     "NotLeader",
     "Reader",
+    "RolledBack",
     "ServerUnavailable",
     "Store",
     "Term",
@@ -65,6 +67,8 @@ __all__ = [
     "ViewStale",
     "connect",
     "dial",
+    "fenced_delete",
+    "fenced_put",
     "fenced_txn",
     "guard",
 ]

@@ -8,25 +8,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing, suppress
-from dataclasses import replace
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
 
 from election import leadership
 from election.backoff import Backoff
-from election.clock import Clock
 from election.config import CandidateConfig
-from election.errors import EtcdError, EtcdUnavailable, LeaseNotFound, LossReason
+from election.epoch import Epoch, EpochGuard, encode_highest
+from election.errors import ElectionError, EtcdError, EtcdUnavailable, LeaseNotFound, LossReason
 from election.etcd import txn
 from election.etcd.client import EtcdClient, Repeat
 from election.etcd.lease import Lease, let_go, renewals
-from election.etcd.watch import Changes, Snapshot, follow
+from election.etcd.watch import Snapshot
+from election.handover import hand_over
 from election.keys import Keyspace
-from election.leadership import Campaigning, Event, Leading, Leaving, State
-from election.queue import Queue, succession
-from election.records import Candidate as Queued
+from election.leadership import Campaigning, Leading, Leaving, State
+from election.machine import Machine
+from election.queue import Look, Queue, QueueWatch, succession
 from election.records import CandidateRecord
+from election.token import Token
+from election.work import run_work
 
 logger = logging.getLogger("election")
 
@@ -36,61 +39,51 @@ _DEADLINE_LOOK_S = 1.0
 _KEY_IS_GONE = (LossReason.EXPIRED, LossReason.KEY_DELETED)
 """The losses after which there is nothing to hand over."""
 
+_HEAD_START_S = 0.02
+"""What the watch gets before an answer of Campaign counts: it mostly tells the same, and may bring the proof along."""
+
 _HANDOVER_TRIES = 3
 """The queue may change while the work is joined; each try begins from a new list."""
 
 
-class Machine(Protocol):
-    """The state machine of the candidate that makes the attempt."""
+@dataclass(frozen=True, slots=True)
+class Candidacy:
+    """What all attempts of a candidate have in common."""
 
-    clock: Clock
+    client: EtcdClient
+    keyspace: Keyspace
+    election: str
+    record: CandidateRecord
+    config: CandidateConfig
+    guard: EpochGuard
+    watch: QueueWatch
+    rng: random.Random
 
     @property
-    def state(self) -> State:
-        """The present state."""
-        ...
+    def who(self) -> str:
+        """The candidate, in what people read."""
+        return f"{self.record.id} in {self.election!r}"
 
-    def apply(self, event: Event) -> State:
-        """Takes an event, and returns the state after it."""
-        ...
-
-    async def until(self, holds: Callable[[State], bool]) -> State:
-        """Waits for a state for which `holds` is true."""
-        ...
+    def backoff(self) -> Backoff:
+        """The pauses of one series of failures."""
+        return Backoff(self.config.retry_s, self.config.retry_max_s, self.rng)
 
 
 class Attempt:
     """One lease and one key. Nothing of it is used for another attempt."""
 
-    def __init__(
-        self,
-        machine: Machine,
-        client: EtcdClient,
-        keyspace: Keyspace,
-        election: str,
-        record: CandidateRecord,
-        lease: Lease,
-        *,
-        config: CandidateConfig,
-        rng: random.Random,
-    ) -> None:
-        self.key = keyspace.candidate(election, lease.id)
-        self.queue = Queue(election)
+    def __init__(self, candidacy: Candidacy, machine: Machine, lease: Lease, epoch: Epoch) -> None:
+        self.key = candidacy.keyspace.candidate(candidacy.election, lease.id)
         self.successor: str | None = None
         """The id of the candidate to hand over to; None for the next in line."""
+        self._candidacy = candidacy
+        self._client = candidacy.client
         self._machine = machine
         self._clock = machine.clock
-        self._client = client
-        self._prefix = keyspace.campaign(election)
-        self._name = keyspace.campaign_name(election)
-        self._who = f"{record.id} in {election!r}"
-        self._record = record
         self._lease = lease
-        self._config = config
-        self._rng = rng
-        self._listed = asyncio.Event()
+        self._epoch = epoch
 
-    async def run(self, lead: Callable[[int], Awaitable[Any]]) -> Leaving:
+    async def run(self, lead: Callable[[Token], Awaitable[Any]]) -> Leaving:
         """Stands, runs `lead(token)` while leading, and releases the key; returns how it ended.
 
         `lead` is cancelled at a loss, and joined before the key is released. Cancellation does the same, and is
@@ -100,14 +93,18 @@ class Attempt:
         campaign = asyncio.create_task(self._campaign())
         try:
             async with asyncio.TaskGroup() as group:
-                helpers = [group.create_task(run()) for run in (self._renew, self._watch_queue, self._watch_deadline)]
+                helpers = [group.create_task(run()) for run in (self._renew, self._follow_queue, self._watch_deadline)]
                 state = await self._win()
                 if isinstance(state, Leading):
-                    await self._work(lead(state.token))
+                    helpers.append(group.create_task(self._candidacy.guard.keep(state.token)))
+                    work = lead(state.token)
+                    await run_work(
+                        self._machine, work, margin_s=self._candidacy.config.margin_s, who=self._candidacy.who
+                    )
                 for helper in helpers:
                     helper.cancel()
         finally:
-            self._stop(LossReason.CLOSED)  # does nothing after a loss
+            self._machine.stop(LossReason.CLOSED)  # does nothing after a loss
             left = self._machine.state
             assert isinstance(left, Leaving)
             try:
@@ -120,23 +117,19 @@ class Attempt:
             campaign.result()
         return left
 
-    def _stop(self, reason: LossReason) -> None:
-        self._machine.apply(leadership.Stopped(self._clock.now_s(), reason))
-
-    def _backoff(self) -> Backoff:
-        return Backoff(self._config.retry_s, self._config.retry_max_s, self._rng)
-
     # --- what is learned -------------------------------------------------------------------------------------
 
     async def _campaign(self) -> None:
         """Calls etcd's Campaign once the watch is there. What it answers is one hint among others."""
-        await self._listed.wait()
+        await self._candidacy.watch.listed()
+        name = self._candidacy.keyspace.campaign_name(self._candidacy.election)
         try:
-            answer = await self._client.campaign(self._name, self._lease.id, self._record.encode())
+            answer = await self._client.campaign(name, self._lease.id, self._candidacy.record.encode())
         except EtcdError as error:
             if not await self._is_queued():
                 self._machine.apply(leadership.AttemptFailed(self._clock.now_s(), error))
         else:
+            await self._clock.sleep_s(_HEAD_START_S)
             self._machine.apply(leadership.CampaignReturned(answer.leader.rev))
 
     async def _is_queued(self) -> bool:
@@ -148,7 +141,8 @@ class Attempt:
 
     async def _renew(self) -> None:
         """Moves the deadline with each renewal that etcd confirms."""
-        backoff = Backoff(self._config.retry_s / 4, self._config.retry_s, self._rng)
+        retry_s = self._candidacy.config.retry_s
+        backoff = Backoff(retry_s / 4, retry_s, self._candidacy.rng)
         try:
             async with aclosing(renewals(self._client, self._lease, backoff)) as confirmed:
                 async for renewal in confirmed:
@@ -165,35 +159,39 @@ class Attempt:
             else:
                 self._machine.apply(leadership.DeadlinePassed(self._clock.now_s()))
 
-    async def _watch_queue(self) -> None:
+    async def _follow_queue(self) -> None:
         """Tells the state machine where the own key stands, for as long as etcd tells us."""
-        backoff = self._backoff()
-        while True:
-            try:
-                async with aclosing(follow(self._client, self._prefix, backoff)) as items:
-                    async for item in items:
-                        if isinstance(item, Snapshot):
-                            self.queue.replace(item)
-                            self._listed.set()
-                            self._look(item.revision)
-                        elif isinstance(item, Changes):
-                            self.queue.change(item)
-                            self._look(item.revision)
-            except EtcdError as error:
-                logger.warning("%s: the queue cannot be watched: %s", self._who, error)
-            await self._clock.sleep_s(backoff.next_s())
+        async with aclosing(self._candidacy.watch.looks.values()) as looks:
+            async for look in looks:
+                if look is not None:
+                    self._look(look)
 
-    def _look(self, revision: int) -> None:
-        own = self.queue.get(self.key)
+    def _look(self, look: Look) -> None:
+        queue = self._candidacy.watch.queue
+        own = queue.get(self.key)
+        revision = look.revision
+        if look.is_set_back:  # a key that was made in the history that is lost will not show any more
+            revision = max(revision, self._created)
+        self._candidacy.guard.saw(look.revision)
         self._machine.apply(
             leadership.QueueSeen(
                 at_s=self._clock.now_s(),
                 revision=revision,
-                token=own.token if own else 0,
-                is_oldest=self.queue.is_oldest(self.key),
-                is_proven=own is not None and own.elected_at is not None,
+                created=own.created if own else 0,
+                is_oldest=queue.is_oldest(self.key),
+                epoch=own.token.epoch if own and own.token else None,
             )
         )
+
+    @property
+    def _created(self) -> int:
+        match self._machine.state:
+            case Campaigning(created=created):
+                return created
+            case Leading(token=token):
+                return token.revision
+            case _:
+                return 0
 
     # --- winning ---------------------------------------------------------------------------------------------
 
@@ -203,92 +201,59 @@ class Attempt:
         member = self._client.member
         try:
             async with asyncio.timeout(queue_s):
-                await self._machine.until(lambda state: not isinstance(state, Campaigning) or state.token > 0)
+                await self._machine.until(lambda state: not isinstance(state, Campaigning) or state.created > 0)
         except TimeoutError:
             self._client.avoid(member)
             hung = EtcdUnavailable(f"etcd did not queue the candidate within {queue_s:g} s")
             self._machine.apply(leadership.AttemptFailed(self._clock.now_s(), hung))
-        state = await self._machine.until(lambda state: not isinstance(state, Campaigning) or state.may_prove)
-        if isinstance(state, Campaigning):
-            await self._prove(state.token)
+        await self._machine.until(lambda state: not isinstance(state, Campaigning) or state.may_prove)
+        await self._prove()
         return self._machine.state
 
-    async def _prove(self, token: int) -> None:
-        """Writes `elected_at` if and only if the key is still the one that won.
+    async def _prove(self) -> None:
+        """Writes that the candidate is elected if and only if its key is still the one that won.
 
         A linearizable read would prove nothing: it can be stale after a process pause (etcd #20418). The write is
         safe to repeat, since it does not change the key's create revision.
         """
-        value = replace(self._record, elected_at=self._clock.wall()).encode()
-        backoff = self._backoff()
-        while isinstance(self._machine.state, Campaigning):
+        backoff = self._candidacy.backoff()
+        while isinstance(state := self._machine.state, Campaigning):
+            token = Token(self._epoch.number, state.created)
             try:
-                answer = await self._client.txn(
-                    [txn.created_at(self.key, token)],
-                    [txn.put(self.key, value, lease=self._lease.id)],
-                    repeat=Repeat.SAFE,
-                    timeout_s=self._client.config.attempt_timeout_s * 2,
-                )
-            except EtcdError as error:
-                logger.warning("%s: the leadership cannot be proven: %s", self._who, error)
+                proven = await self._write_proof(token)
+                now_s = self._clock.now_s()
+                if proven:
+                    self._machine.apply(leadership.Proved(now_s, token))
+                elif proven is None:
+                    self._machine.apply(leadership.ProofRefused(now_s))
+            except ElectionError as error:
+                logger.warning("%s: the leadership cannot be proven: %s", self._candidacy.who, error)
                 await self._clock.sleep_s(backoff.next_s())
-                continue
-            now_s = self._clock.now_s()
-            self._machine.apply(leadership.Proved(now_s, token) if answer.succeeded else leadership.ProofRefused(now_s))
 
-    # --- the work --------------------------------------------------------------------------------------------
+    async def _write_proof(self, token: Token) -> bool | None:
+        """Whether etcd has accepted the proof; False when the epoch is another by now, None when the key is gone."""
+        record = replace(self._candidacy.record, elected_at=self._clock.wall(), epoch=token.epoch)
+        answer = await self._client.txn(
+            [txn.created_at(self.key, token.revision), self._epoch.unchanged],
+            [
+                txn.put(self.key, record.encode(), lease=self._lease.id),
+                txn.put(self._candidacy.keyspace.highest(self._candidacy.election), encode_highest(token)),
+            ],
+            [txn.get(self.key)],
+            repeat=Repeat.SAFE,
+            timeout_s=self._client.config.attempt_timeout_s * 2,
+        )
+        if answer.succeeded:
+            return True
+        found = answer.responses[0].response_range.kvs
+        if not found or found[0].create_revision != token.revision:
+            return None
+        await self._renew_epoch(answer.header.revision)
+        return False
 
-    async def _work(self, work: Awaitable[Any]) -> None:
-        """Runs the work until it ends or the term is lost; joined when this returns, even when cancelled."""
-        working = asyncio.ensure_future(work)
-        lost = asyncio.create_task(self._machine.until(lambda state: not isinstance(state, Leading)))
-        try:
-            await asyncio.wait({working, lost}, return_when=asyncio.FIRST_COMPLETED)
-            self._note_end_of_work(working)
-        finally:
-            self._stop(LossReason.CLOSED)  # only when cancelled
-            lost.cancel()
-            await self._join(working)
-
-    def _note_end_of_work(self, working: asyncio.Future[Any]) -> None:
-        if not working.done():
-            return
-        now_s = self._clock.now_s()
-        if not working.cancelled() and (error := working.exception()):
-            logger.error("%s: the work failed", self._who, exc_info=error)
-            self._machine.apply(leadership.WorkFailed(now_s, error))
-        else:
-            self._machine.apply(leadership.WorkReturned(now_s))
-
-    async def _join(self, working: asyncio.Future[Any]) -> None:
-        """Cancels the work and waits for its end, however long that takes; says so when it is past the deadline."""
-        loss = self._machine.state
-        assert isinstance(loss, Leaving)
-        cancelled = False
-        reported = False
-        # At its deadline the work still has the margin, half of which is kept for clocks that drift.
-        deadline_s = loss.noticed_at_s + max(loss.margin_s, self._config.margin_s / 2)
-        working.cancel()
-        while not working.done():
-            left_s = max(deadline_s - self._clock.now_s(), 0)
-            try:
-                await asyncio.wait({working}, timeout=None if reported else left_s)
-            except asyncio.CancelledError:
-                cancelled = True
-                continue
-            if not working.done() and not reported:
-                reported = True
-                logger.critical(
-                    "%s: the work has not stopped by its deadline (token %d, lost: %s): another leader can start "
-                    "while it runs, and only fencing protects from it now",
-                    self._who,
-                    loss.token,
-                    loss.reason.value,
-                )
-        with suppress(asyncio.CancelledError, Exception):
-            working.result()
-        if cancelled:
-            raise asyncio.CancelledError
+    async def _renew_epoch(self, revision: int) -> None:
+        who = self._candidacy.who
+        self._epoch = await self._candidacy.guard.admit(self._candidacy.election, revision, who=who)
 
     # --- letting go ------------------------------------------------------------------------------------------
 
@@ -297,34 +262,18 @@ class Attempt:
         if left.token and left.reason not in _KEY_IS_GONE:
             try:
                 await self._hand_over(left.token)
-            except EtcdError as error:  # without a successor of its own choice, the next in line leads
-                logger.warning("%s: the leadership could not be handed over: %s", self._who, error)
-        await let_go(self._client, self._lease.id, whose=self._who)
+            except ElectionError as error:  # without a successor of its own choice, the next in line leads
+                logger.warning("%s: the leadership could not be handed over: %s", self._candidacy.who, error)
+        await let_go(self._client, self._lease.id, whose=self._candidacy.who)
 
-    async def _hand_over(self, token: int) -> None:
-        """Makes the next in line, or the one who was named, the leader, in one transaction; nothing when it cannot.
-
-        The transaction compares the keys of both, so it is the successor's proof: the successor leads as soon as
-        its watch shows it. Those in between lose their keys and queue anew. The key of another program is never
-        deleted, and never given anything: it leads by being the oldest.
-        """
+    async def _hand_over(self, token: Token) -> None:
+        """Makes the next in line, or the one who was named, the leader; nothing when there is none."""
+        keyspace, election = self._candidacy.keyspace, self._candidacy.election
+        waiting = self._candidacy.watch.queue.behind(token.revision)
         for _ in range(_HANDOVER_TRIES):
-            heirs = succession(self.queue.behind(token), self.successor)
-            if not heirs or await self._pass_on(token, heirs):
+            heirs = succession(waiting, self.successor)
+            if not heirs or await hand_over(self._client, keyspace, self._epoch, self.key, token, heirs):
                 return
-            self.queue.replace(Snapshot.of(await self._client.list(self._prefix)))
-
-    async def _pass_on(self, token: int, heirs: Sequence[Queued]) -> bool:
-        *between, heir = heirs
-        record = heir.record
-        assert record is not None
-        value = replace(record, elected_at=self._clock.wall()).encode()
-        answer = await self._client.txn(
-            [txn.created_at(self.key, token), *(txn.created_at(each.key.encode(), each.token) for each in heirs)],
-            [
-                txn.delete(self.key),
-                *(txn.delete(each.key.encode()) for each in between),
-                txn.put(heir.key.encode(), value, keep_lease=True),
-            ],
-        )
-        return answer.succeeded
+            listed = await self._client.list(keyspace.campaign(election))
+            waiting = Queue.of(election, Snapshot.of(listed)).behind(token.revision)
+            await self._renew_epoch(listed.header.revision)

@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from election import leadership
-from election.attempt import Attempt
+from election.attempt import Attempt, Candidacy
 from election.backoff import Backoff
-from election.clock import Clock
 from election.config import CandidateConfig, check_labels
+from election.epoch import EpochGuard
 from election.errors import ElectionError, EtcdError, LossReason, NotLeader
 from election.etcd.client import EtcdClient
-from election.etcd.lease import grant
+from election.etcd.lease import grant, let_go
 from election.keys import COLLECTOR_ELECTION, Keyspace, check_name
-from election.leadership import Event, Following, Leading, Leaving, State
-from election.published import Published
-from election.queue import succession
+from election.leadership import Leading, Leaving, State
+from election.machine import Machine, Transition
+from election.queue import QueueWatch, succession
+from election.reader import LeaderEvent
 from election.records import CandidateRecord
 from election.term import Loss, Term
+from election.token import Token
+from election.views import View
 
 logger = logging.getLogger("election")
 
 Work = Callable[[Term], Awaitable[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """What a candidate learned, and the state that it led to. `at` is for people; decisions use the event's."""
-
-    at: datetime
-    event: Event | None
-    state: State
 
 
 class Candidate:
@@ -53,6 +47,7 @@ class Candidate:
         labels: Mapping[str, str] | None = None,
         priority: int = 0,
         config: CandidateConfig | None = None,
+        guard: EpochGuard | None = None,
         rng: random.Random | None = None,
     ) -> None:
         if election != COLLECTOR_ELECTION:
@@ -63,14 +58,16 @@ class Candidate:
         self._client = client
         self._keyspace = keyspace
         self._config = config or CandidateConfig()
+        self._guard = guard or EpochGuard(client, keyspace)
         self._rng = rng or random.Random()
         self._record = CandidateRecord(self.id, address, check_labels(labels or {}), priority)
         self._record.encode()  # a record that is too large is an error now, not at the first campaign
-        self._machine = _Machine(self.clock)
+        self._process = os.getpid()
+        self._machine = Machine(self.clock)
+        self._watch: QueueWatch | None = None
         self._attempt: Attempt | None = None
         self._left = asyncio.Event()
         self._left_reason = LossReason.RESIGNED
-        self._standing = False
 
     @property
     def state(self) -> State:
@@ -79,18 +76,37 @@ class Candidate:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this process may act now. Compares the clock with the deadline at every call."""
+        """Whether this process may act now. Compares the clock with the deadline at every call.
+
+        False in a process that was forked while this candidate led.
+        """
         state = self.state
-        return isinstance(state, Leading) and self.clock.now_s() < state.deadline_s
+        return isinstance(state, Leading) and self.clock.now_s() < state.deadline_s and os.getpid() == self._process
+
+    @property
+    def loss(self) -> Loss | None:
+        """How the last term of this candidate ended; None before the end of the first."""
+        return self._machine.loss
 
     def transitions(self) -> AsyncGenerator[Transition]:
         """The present state and then every later one with the event that led to it, in order."""
         return self._machine.transitions.values()
 
-    def loss_of(self, token: int) -> LossReason:
-        """Why the term with this token is over; `expired` while nobody has noticed yet that the deadline passed."""
-        loss = self._machine.last_loss
-        return loss.reason if loss and loss.token == token else LossReason.EXPIRED
+    async def observe(self) -> AsyncGenerator[LeaderEvent]:
+        """Who leads this election now, or that nobody does, and then every change, vacancies included.
+
+        Whoever it is: this candidate, another, or another program's. It needs no `lead`, and a watch of its own.
+
+        Raises:
+            EtcdError: etcd could not be asked at first; later such failures are waited out.
+            TooSlow: the reader lags too far behind.
+        """
+        async with (
+            View(self._client, self._keyspace, prefix=self._keyspace.campaign(self.election), rng=self._rng) as view,
+            aclosing(view.watch_leader(self.election)) as events,
+        ):
+            async for event in events:
+                yield event
 
     def leave(self, reason: LossReason = LossReason.RESIGNED) -> None:
         """Asks to stop: the work is cancelled and joined, the next in line is made the leader, and `lead` returns.
@@ -99,7 +115,7 @@ class Candidate:
         """
         self._left_reason = reason
         self._left.set()
-        self._machine.apply(leadership.Stopped(self.clock.now_s(), reason))
+        self._machine.stop(reason)
 
     def hand_over(self, to: str | None = None) -> None:
         """Ends the present term in favour of the next in line, or of the candidate named, and stands again.
@@ -113,40 +129,40 @@ class Candidate:
                 passed over, which is never done. The term goes on.
         """
         state = self.state
-        if not isinstance(state, Leading) or self._attempt is None:
+        if not isinstance(state, Leading) or self._attempt is None or self._watch is None:
             raise NotLeader(f"{self.id} does not lead {self.election!r}", reason=LossReason.EXPIRED)
-        if not succession(self._attempt.queue.behind(state.token), to):
+        if not succession(self._watch.queue.behind(state.token.revision), to):
             whom = f"candidate {to!r}" if to else "a candidate of ours"
             raise ElectionError(f"{whom} does not wait for {self.election!r}, or waits behind another program's key")
         self._attempt.successor = to
-        self._machine.apply(leadership.Stopped(self.clock.now_s(), LossReason.TRANSFERRED))
+        self._machine.stop(LossReason.TRANSFERRED)
 
-    async def lead(self, work: Work, *, once: bool = False) -> Loss | None:
+    async def lead(self, work: Work, *, once: bool = False, reraise: bool = False) -> Loss | None:
         """Stands for the election, runs `work(term)` in each term that it wins, and stands again after it.
 
         The work is cancelled when the term is lost, and joined before the key is released; so work that ignores
         its cancellation delays its successor up to the end of the lease, and no longer: from then on only fencing
-        protects. A work that returns resigns. A work that raises ends the term with `work_failed`; the error is
-        logged and kept in the Loss, and the candidate stands again.
+        protects, and the log says where the work hangs. A work that returns resigns. A work that raises ends the term
+        with `work_failed`; the error is logged and kept in the Loss, and the candidate stands again after a pause,
+        which doubles while the work fails.
 
         Returns after `leave`, or with `once` after the first term, the Loss of the last term (None: it had none).
+        With `reraise` it does not stand again after work that failed, and raises its error once the key is released.
         Cancelling it cancels and joins the work, releases the key within the call timeout of the client, and
         raises CancelledError.
 
         Raises:
-            EtcdError: when etcd cannot be used at the first attempt. Later such failures are retried for ever.
-            ConfigError: when the granted TTL does not fit the settings.
+            EtcdError: when etcd cannot be used at the first attempt, RolledBack among them. Later such failures are
+                retried for ever.
+            ConfigError: when the granted TTL does not fit the settings, or the state folder cannot be used.
         """
-        if self._standing:
-            raise ElectionError(f"candidate {self.id!r} already stands for {self.election!r}: one lead() at a time")
-        self._standing = True
         backoff = Backoff(self._config.retry_s, self._config.retry_max_s, self._rng)
         contacted = False
-        last_term: Leaving | None = None
-        try:
+        last_term: Loss | None = None
+        async with self._standing() as candidacy:
             while not self._left.is_set():
                 try:
-                    loss = await self._stand(work)
+                    left = await self._stand(candidacy, work)
                 except EtcdError as error:
                     if not contacted:
                         raise
@@ -154,21 +170,37 @@ class Candidate:
                     logger.warning("%s cannot stand for %r: %s", self.id, self.election, error)
                 else:
                     contacted = True
-                    if loss.token:
-                        last_term = loss
-                        backoff.reset()
+                    if left.token:
+                        last_term = self._machine.loss
+                        if left.reason is not LossReason.WORK_FAILED:
+                            backoff.reset()
+                        elif reraise and left.error is not None:
+                            raise left.error
                         if once:
                             break
                 await self._pause(backoff.next_s())
             if self._left.is_set():
                 self._machine.apply(leadership.Departed())
-            if last_term is None:
-                return None
-            return Loss(last_term.token, last_term.reason, last_term.margin_s, last_term.error)
-        finally:
-            self._standing = False
+        return last_term
 
-    async def _stand(self, work: Work) -> Leaving:
+    @asynccontextmanager
+    async def _standing(self) -> AsyncGenerator[Candidacy]:
+        """Watches the queue while the candidate stands, over all its attempts."""
+        if self._watch is not None:
+            raise ElectionError(f"candidate {self.id!r} already stands for {self.election!r}: one lead() at a time")
+        watch = self._watch = QueueWatch(self._client, self._keyspace, self.election, who=self.id)
+        candidacy = Candidacy(
+            self._client, self._keyspace, self.election, self._record, self._config, self._guard, watch, self._rng
+        )
+        following = asyncio.create_task(watch.run(candidacy.backoff()))
+        try:
+            yield candidacy
+        finally:
+            self._watch = None
+            following.cancel()
+            await asyncio.wait({following})
+
+    async def _stand(self, candidacy: Candidacy, work: Work) -> Leaving:
         """One attempt, with a lease that nothing else uses or will use."""
         lease = await grant(
             self._client,
@@ -176,21 +208,22 @@ class Candidate:
             margin_s=self._config.margin_s,
             renew_s=self._config.renew_interval_s,
         )
+        try:
+            epoch = await self._guard.admit(self.election, lease.revision, who=self.id)
+        except ElectionError:
+            await let_go(self._client, lease.id, whose=self.id)
+            raise
         self._machine.apply(leadership.LeaseGranted(lease.id, lease.deadline_s))
         if self._left.is_set():
-            self._machine.apply(leadership.Stopped(self.clock.now_s(), self._left_reason))
-        attempt = self._attempt = Attempt(
-            self._machine,
-            self._client,
-            self._keyspace,
-            self.election,
-            self._record,
-            lease,
-            config=self._config,
-            rng=self._rng,
-        )
+            self._machine.stop(self._left_reason)
+        attempt = self._attempt = Attempt(candidacy, self._machine, lease, epoch)
+
+        def lead(token: Token) -> Awaitable[Any]:
+            term = self._machine.term = Term(self, attempt.key, token)
+            return work(term)
+
         try:
-            return await attempt.run(lambda token: work(Term(self, attempt.key, token)))
+            return await attempt.run(lead)
         finally:
             self._attempt = None
 
@@ -202,28 +235,3 @@ class Candidate:
         finally:
             for wait in waits:
                 wait.cancel()
-
-
-class _Machine:
-    """The state, the one place that changes it, and those who want to know."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.transitions = Published(Transition(clock.wall(), None, Following()))
-        self.last_loss: Leaving | None = None
-
-    @property
-    def state(self) -> State:
-        return self.transitions.value.state
-
-    def apply(self, event: Event) -> State:
-        before = self.state
-        state = leadership.step(before, event)
-        if isinstance(state, Leaving) and state is not before and state.token:
-            self.last_loss = state
-        if state != before or isinstance(event, leadership.Renewed | leadership.AttemptFailed):
-            self.transitions.set(Transition(self.clock.wall(), event, state))
-        return state
-
-    async def until(self, holds: Callable[[State], bool]) -> State:
-        return (await self.transitions.until(lambda transition: holds(transition.state))).state

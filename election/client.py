@@ -30,6 +30,7 @@ from election.reader import (
     TokenCheck,
 )
 from election.records import Agent, Candidate, Election, Leader, StateEntry
+from election.token import Token
 from election.told import ToldAgents, ToldLeader
 
 Req = TypeVar("Req")
@@ -159,9 +160,9 @@ class Client:
         answer = await self._answer(lambda server: server.elections.ListCandidates, request)
         return Answer(tuple(map(messages.candidate_from, answer.candidates)), messages.source_from(answer.view))
 
-    async def check_token(self, election: str, token: int) -> Answer[TokenCheck]:
+    async def check_token(self, election: str, token: Token) -> Answer[TokenCheck]:
         """Whether the token is that of the present leader; the server asks etcd."""
-        request = _request(pb.CheckTokenRequest, election=election, token=token)
+        request = _request(pb.CheckTokenRequest, election=election, token=int(token))
         answer = await self._answer(lambda server: server.elections.CheckToken, request)
         return Answer(TokenCheck(answer.current, _leader(answer)), messages.source_from(answer.view))
 

@@ -16,8 +16,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from election.backoff import Backoff
-from election.candidate import Candidate, Transition
+from election.candidate import Candidate
 from election.config import CandidateConfig, CollectorConfig
+from election.epoch import EpochGuard
 from election.errors import Deposed, ElectionError, EtcdError, LossReason, NotLeader
 from election.etcd import txn
 from election.etcd.client import EtcdClient
@@ -25,6 +26,7 @@ from election.etcd.lease import let_go
 from election.etcd.watch import Changes, Snapshot, follow
 from election.fencing.txn import fenced_txn
 from election.keys import COLLECTOR_ELECTION, REGISTRATION, AliveKey, Keyspace, StateKey, TombstoneKey
+from election.machine import Transition
 from election.pb.etcd.kv_pb2 import Event as KvEvent
 from election.pb.etcd.kv_pb2 import KeyValue
 from election.published import Published
@@ -113,6 +115,7 @@ class Collector:
         id: str,
         config: CollectorConfig | None = None,
         candidate_config: CandidateConfig | None = None,
+        guard: EpochGuard | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._client = client
@@ -120,7 +123,9 @@ class Collector:
         self._config = config or CollectorConfig()
         self._rng = rng or random.Random()
         self._published: Published[CollectorEvent | None] = Published(None)
-        self.candidate = Candidate(client, keyspace, COLLECTOR_ELECTION, id=id, config=candidate_config, rng=self._rng)
+        self.candidate = Candidate(
+            client, keyspace, COLLECTOR_ELECTION, id=id, config=candidate_config, guard=guard, rng=self._rng
+        )
 
     def events(self) -> AsyncGenerator[CollectorEvent | None]:
         """What this collector does from now on; first the last thing that it did, or None."""
@@ -278,5 +283,5 @@ class Collector:
             if not (isinstance(error, EtcdError) and error.indefinite):
                 await let_go(self._client, retention, whose=f"the tombstone of {agent}")
             raise
-        if not kept:
+        if not kept.succeeded:
             await let_go(self._client, retention, whose=f"the tombstone of {agent}")

@@ -48,6 +48,10 @@ class Compacted(EtcdError):
         self.compact_revision = compact_revision
 
 
+class RolledBack(EtcdError):
+    """etcd's history is shorter than what was seen of it: it was restored from a snapshot, or is another etcd."""
+
+
 class NoSpace(EtcdError):
     """etcd's database is full: nothing can be put or granted until an operator makes room."""
 

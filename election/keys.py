@@ -114,6 +114,15 @@ class Keyspace:
         return self.campaign(election) + f"{lease:x}".encode()
 
     @property
+    def epoch(self) -> bytes:
+        """The key of the namespace's epoch; absent until somebody raises it, or reports a history set back."""
+        return self.root + b"epoch"
+
+    def highest(self, election: str) -> bytes:
+        """The key of the election's last token, which stays when nobody stands."""
+        return self.root + b"highest/" + self.campaign_name(election)[len(self.campaigns) :]
+
+    @property
     def agents(self) -> bytes:
         """The prefix of all liveness keys, states and tombstones."""
         return self.root + b"agents/"

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from election.errors import LossReason
+from election.token import Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +29,17 @@ class Following:
 
 @dataclass(frozen=True, slots=True)
 class Campaigning:
-    """Holds a lease and waits in the queue. `token` is the own key's create revision, 0 until it is known."""
+    """Holds a lease and waits in the queue. `created` is the own key's create revision, 0 until it is known."""
 
     lease: int
     deadline_s: float
-    token: int = 0
+    created: int = 0
     is_oldest: bool = False
 
     @property
     def may_prove(self) -> bool:
         """The own key is there and the oldest, as far as is known."""
-        return self.token > 0 and self.is_oldest
+        return self.created > 0 and self.is_oldest
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +48,19 @@ class Leading:
 
     lease: int
     deadline_s: float
-    token: int
+    token: Token
 
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
     """Must not act any more. The work is stopped and joined, and then the key is released.
 
-    `token` is 0 when no term was lost, only an attempt. `margin_s` is what was left until the deadline when the
+    `token` is None when no term was lost, only an attempt. `margin_s` is what was left until the deadline when the
     loss was noticed; it is negative when the process noticed too late, because it was stopped, for example.
     """
 
     lease: int
-    token: int
+    token: Token | None
     reason: LossReason
     noticed_at_s: float
     margin_s: float
@@ -86,22 +87,22 @@ class LeaseGranted:
 class QueueSeen:
     """The watch shows the queue at `revision`: the own key's create revision (0: absent), and whether it is first.
 
-    `is_proven` says that the own record has its `elected_at`: the predecessor has handed over, or the own proof is
-    seen before its answer. Either was a compare-and-set through etcd's log on the own key.
+    `epoch` is there when the own record says that it was elected in it: the predecessor has handed over, or the own
+    proof is seen before its answer. Either was a compare-and-set through etcd's log on the own key.
     """
 
     at_s: float
     revision: int
-    token: int
+    created: int
     is_oldest: bool
-    is_proven: bool = False
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CampaignReturned:
     """etcd's Campaign answered that the key with this create revision has become the oldest. It may be wrong."""
 
-    token: int
+    created: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +115,10 @@ class AttemptFailed:
 
 @dataclass(frozen=True, slots=True)
 class Proved:
-    """etcd accepted the compare-and-set on the key with this create revision."""
+    """etcd accepted the compare-and-set on the key with this create revision, in this epoch."""
 
     at_s: float
-    token: int
+    token: Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,7 @@ def step(state: State, event: Event) -> State:
 
 
 def _lost(state: Campaigning | Leading, at_s: float, reason: LossReason, error: BaseException | None = None) -> Leaving:
-    token = state.token if isinstance(state, Leading) else 0
+    token = state.token if isinstance(state, Leading) else None
     return Leaving(state.lease, token, reason, at_s, state.deadline_s - at_s, error)
 
 
@@ -230,42 +231,44 @@ def _begin(_: Following, event: LeaseGranted) -> State:
 
 
 def _queue_while_campaigning(state: Campaigning, event: QueueSeen) -> State:
-    if event.token == 0:
-        gone = state.token > 0 and event.revision >= state.token
+    if event.created == 0:
+        gone = state.created > 0 and event.revision >= state.created
         return _lost(state, event.at_s, LossReason.KEY_DELETED) if gone else state
-    if state.token not in (0, event.token):
+    if state.created not in (0, event.created):
         return _lost(state, event.at_s, LossReason.KEY_DELETED)
-    seen = replace(state, token=event.token, is_oldest=state.is_oldest or event.is_oldest)
-    return _lead(seen, event.at_s) if event.is_oldest and event.is_proven else seen
+    seen = replace(state, created=event.created, is_oldest=state.is_oldest or event.is_oldest)
+    if not event.is_oldest or event.epoch is None:
+        return seen
+    return _lead(seen, Token(event.epoch, event.created), event.at_s)
 
 
 def _queue_while_leading(state: Leading, event: QueueSeen) -> State:
-    if event.revision < state.token:
+    if event.revision < state.token.revision:
         return state  # the watch has not come to the moment at which the key was made
-    held = event.token == state.token and event.is_oldest
+    held = event.created == state.token.revision and event.is_oldest
     return state if held else _lost(state, event.at_s, LossReason.KEY_DELETED)
 
 
 def _campaign_returned(state: Campaigning, event: CampaignReturned) -> State:
-    return replace(state, token=event.token, is_oldest=True)
+    return replace(state, created=event.created, is_oldest=True)
 
 
 def _attempt_failed(state: Campaigning, event: AttemptFailed) -> State:
-    if state.token:
+    if state.created:
         return state  # queued all the same: the watch tells the rest
     return _lost(state, event.at_s, LossReason.KEY_DELETED, event.error)
 
 
 def _proved(state: Campaigning, event: Proved) -> State:
-    if event.token != state.token:
-        raise UndefinedTransition(f"a proof for {event.token} while the own key is {state.token}")
-    return _lead(state, event.at_s)
+    if event.token.revision != state.created:
+        raise UndefinedTransition(f"a proof for {event.token} while the own key is {state.created}")
+    return _lead(state, event.token, event.at_s)
 
 
-def _lead(state: Campaigning, at_s: float) -> State:
+def _lead(state: Campaigning, token: Token, at_s: float) -> State:
     if at_s >= state.deadline_s:
         return _lost(state, at_s, LossReason.EXPIRED)
-    return Leading(state.lease, state.deadline_s, state.token)
+    return Leading(state.lease, state.deadline_s, token)
 
 
 def _renewed(state: Campaigning | Leading, event: Renewed) -> State:

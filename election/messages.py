@@ -30,6 +30,7 @@ from election.pb.election.v1 import election_pb2 as pb
 from election.published import TooSlow
 from election.reader import AgentEvent, AgentEventKind, LeaderEvent, LeaderEventKind, Source
 from election.records import Agent, AgentState, Candidate, Election, Leader, StateEntry, Tombstone
+from election.token import Token
 
 Told = TypeVar("Told", bound=AgentState | AgentEventKind | LeaderEventKind)
 
@@ -96,7 +97,7 @@ def leader_message(leader: Leader) -> pb.Leader:
         election=leader.election,
         id=_text(leader.id),
         address=_text(leader.address),
-        token=leader.token,
+        token=int(leader.token),
         key=_text(leader.key),
         lease=leader.lease,
         elected_at=_timestamp(leader.elected_at),
@@ -113,12 +114,13 @@ def candidate_message(candidate: Candidate) -> pb.Candidate:
         id=_text(candidate.id),
         address=_text(candidate.address),
         key=_text(candidate.key),
-        token=candidate.token,
+        create_revision=candidate.created,
         lease=candidate.lease,
         labels={_text(name): _text(value) for name, value in candidate.labels.items()},
         priority=_number(candidate.priority, 32),
         elected_at=_timestamp(candidate.elected_at),
         foreign=candidate.foreign,
+        token=int(candidate.token) if candidate.token else 0,
     )
 
 
@@ -154,7 +156,7 @@ def tombstone_message(tombstone: Tombstone) -> pb.Tombstone:
         incarnation=_number(tombstone.incarnation, 64),
         reaped_at=_timestamp(tombstone.reaped_at),
         collector=_text(tombstone.collector),
-        token=_number(tombstone.token, 64),
+        token=int(tombstone.token),
         collected=map(entry_message, tombstone.collected),
     )
 
@@ -189,7 +191,7 @@ def leader_from(message: pb.Leader) -> Leader:
         election=message.election,
         id=message.id,
         address=message.address,
-        token=message.token,
+        token=Token.of_int(message.token),
         key=message.key,
         lease=message.lease,
         elected_at=_time(message.elected_at) if message.HasField("elected_at") else None,
@@ -204,13 +206,14 @@ def candidate_from(message: pb.Candidate) -> Candidate:
     return Candidate(
         election=message.election,
         key=message.key,
-        token=message.token,
+        created=message.create_revision,
         lease=message.lease,
         id=message.id,
         address=message.address,
         labels=dict(message.labels),
         priority=message.priority,
         elected_at=_time(message.elected_at) if message.HasField("elected_at") else None,
+        token=Token.of_int(message.token) if message.token else None,
         foreign=message.foreign,
     )
 
@@ -247,7 +250,7 @@ def tombstone_from(message: pb.Tombstone) -> Tombstone:
         incarnation=message.incarnation,
         reaped_at=_time(message.reaped_at) if message.HasField("reaped_at") else None,
         collector=message.collector,
-        token=message.token,
+        token=Token.of_int(message.token),
         collected=tuple(map(entry_from, message.collected)),
     )
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Self
 
-from election.etcd.watch import Changes, Snapshot
+from election.backoff import Backoff
+from election.errors import EtcdError
+from election.etcd.client import EtcdClient
+from election.etcd.watch import Changes, Snapshot, follow
+from election.keys import Keyspace
 from election.pb.etcd.kv_pb2 import Event as KvEvent
+from election.published import Published
 from election.records import Candidate
+
+logger = logging.getLogger("election")
 
 
 class Queue:
@@ -15,6 +27,13 @@ class Queue:
     def __init__(self, election: str) -> None:
         self._election = election
         self._candidates: dict[bytes, Candidate] = {}
+
+    @classmethod
+    def of(cls, election: str, snapshot: Snapshot) -> Self:
+        """The queue that a list shows."""
+        queue = cls(election)
+        queue.replace(snapshot)
+        return queue
 
     def replace(self, snapshot: Snapshot) -> None:
         """Begins anew from a list."""
@@ -35,14 +54,65 @@ class Queue:
     def is_oldest(self, key: bytes) -> bool:
         """Whether this key is there and none is older."""
         own = self._candidates.get(key)
-        return own is not None and own.token == min(candidate.token for candidate in self._candidates.values())
+        return own is not None and own.created == min(candidate.created for candidate in self._candidates.values())
 
-    def behind(self, token: int) -> Sequence[Candidate]:
-        """Those who came after the candidate with this token, oldest first."""
+    def behind(self, created: int) -> Sequence[Candidate]:
+        """Those who came after the candidate whose key has this create revision, oldest first."""
         return sorted(
-            (candidate for candidate in self._candidates.values() if candidate.token > token),
-            key=lambda candidate: candidate.token,
+            (candidate for candidate in self._candidates.values() if candidate.created > created),
+            key=lambda candidate: candidate.created,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The queue is known as of `revision`. `is_set_back` says that etcd's history had been longer before."""
+
+    revision: int
+    is_set_back: bool = False
+
+
+class QueueWatch:
+    """Keeps a queue true while `run` runs: one watch for all attempts of a candidate.
+
+    A new watch may lag 100 ms behind at first (etcd: server/storage/mvcc/watchable_store.go, syncWatchersLoop); one
+    that lasts tells the candidate of its turn at once, also when it has only just queued.
+    """
+
+    def __init__(self, client: EtcdClient, keyspace: Keyspace, election: str, *, who: str) -> None:
+        self.queue = Queue(election)
+        self.looks: Published[Look | None] = Published(None)
+        """The newest look, None before the first; `queue` is as of it."""
+        self._client = client
+        self._prefix = keyspace.campaign(election)
+        self._who = who
+        self._wanted = asyncio.Event()
+
+    async def listed(self) -> None:
+        """Waits for the first look; nothing is watched before somebody has called this."""
+        self._wanted.set()
+        await self.looks.until(lambda look: look is not None)
+
+    async def run(self, backoff: Backoff) -> None:
+        """Follows the queue until cancelled, through whatever happens to etcd."""
+        await self._wanted.wait()
+        while True:
+            try:
+                async with aclosing(follow(self._client, self._prefix, backoff)) as items:
+                    async for item in items:
+                        self._take(item)
+            except EtcdError as error:
+                logger.warning("%s: the queue cannot be watched: %s", self._who, error)
+            await self._client.clock.sleep_s(backoff.next_s())
+
+    def _take(self, item: object) -> None:
+        if isinstance(item, Snapshot):
+            before = self.looks.value
+            self.queue.replace(item)
+            self.looks.set(Look(item.revision, before is not None and item.revision < before.revision))
+        elif isinstance(item, Changes):
+            self.queue.change(item)
+            self.looks.set(Look(item.revision))
 
 
 def succession(waiting: Sequence[Candidate], to: str | None) -> tuple[Candidate, ...]:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
 from election.records import Agent, AgentState, Candidate, Election, Leader, StateEntry, Tombstone
+from election.token import Token
 
 MAX_AGE_S = 10.0
 """A view that has not heard from etcd for this long answers nothing any more."""
@@ -105,7 +106,7 @@ class Reader(Protocol):
         """The candidates of one election, oldest first."""
         ...
 
-    async def check_token(self, election: str, token: int) -> Answer[TokenCheck]:
+    async def check_token(self, election: str, token: Token) -> Answer[TokenCheck]:
         """Whether the token is that of the present leader, read from etcd and not from memory."""
         ...
 

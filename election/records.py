@@ -13,8 +13,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from election.errors import RecordTooLarge
+from election.errors import ConfigError, RecordTooLarge
 from election.pb.etcd.kv_pb2 import KeyValue
+from election.token import LARGEST_EPOCH, Token
 
 CANDIDATE_LIMIT = 4 * 1024
 """The most bytes of a candidate's record."""
@@ -29,8 +30,8 @@ Labels = Mapping[str, str]
 class CandidateRecord:
     """What a candidate says of itself.
 
-    `elected_at` is set by the write that proves its leadership, by the clock of who writes: its own, or that of the
-    predecessor who hands over.
+    `elected_at` and `epoch` are set by the write that proves its leadership, `elected_at` by the clock of who writes:
+    its own, or that of the predecessor who hands over.
     """
 
     id: str
@@ -38,6 +39,7 @@ class CandidateRecord:
     labels: Labels = field(default_factory=dict)
     priority: int = 0
     elected_at: datetime | None = None
+    epoch: int = 0
 
     def encode(self) -> bytes:
         """The record as stored; raises RecordTooLarge above CANDIDATE_LIMIT."""
@@ -51,6 +53,7 @@ class CandidateRecord:
                 "labels": dict(self.labels),
                 "priority": self.priority,
                 "elected_at": text_of(self.elected_at),
+                "epoch": self.epoch,
             },
         )
 
@@ -66,25 +69,28 @@ class CandidateRecord:
             labels=_labels(data.get("labels")),
             priority=data["priority"] if isinstance(data.get("priority"), int) else 0,
             elected_at=_time(data.get("elected_at")),
+            epoch=_epoch(data.get("epoch")),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A key in an election's queue. `token` is its create revision; `foreign` that another program made it.
+    """A key in an election's queue. `created` is its create revision; `foreign` that another program made it.
 
-    A foreign candidate's id is its value as text, or its lease in hex when the value is empty.
+    `token` is the fencing token of a candidate that has been elected, and None of one that has not. A foreign
+    candidate's id is its value as text, or its lease in hex when the value is empty.
     """
 
     election: str
     key: str
-    token: int
+    created: int
     lease: int
     id: str
     address: str = ""
     labels: Labels = field(default_factory=dict)
     priority: int = 0
     elected_at: datetime | None = None
+    token: Token | None = None
     foreign: bool = False
 
     @property
@@ -92,7 +98,8 @@ class Candidate:
         """What the candidate says of itself; None for a foreign one."""
         if self.foreign:
             return None
-        return CandidateRecord(self.id, self.address, self.labels, self.priority, self.elected_at)
+        epoch = self.token.epoch if self.token else 0
+        return CandidateRecord(self.id, self.address, self.labels, self.priority, self.elected_at, epoch)
 
     @classmethod
     def of(cls, election: str, kv: KeyValue) -> Candidate:
@@ -112,12 +119,13 @@ class Candidate:
             record.labels,
             record.priority,
             record.elected_at,
+            Token(record.epoch, kv.create_revision) if record.elected_at else None,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Leader:
-    """The candidate that leads. `token` is the fencing token of its term.
+    """The candidate that leads. `token` is the fencing token of its term; its epoch is 0 for a foreign leader.
 
     `proven` is False only for a foreign leader: it has the oldest key, and nobody checked whether it still acts
     on it. One of our own candidates is no leader before its proof, only the next in line.
@@ -126,7 +134,7 @@ class Leader:
     election: str
     id: str
     address: str
-    token: int
+    token: Token
     key: str
     lease: int
     elected_at: datetime | None
@@ -137,14 +145,14 @@ class Leader:
 
 def leader_of(candidates: Iterable[Candidate]) -> Leader | None:
     """Who leads, given all candidates of one election: the oldest, once proven or when it is foreign."""
-    oldest = min(candidates, key=lambda candidate: candidate.token, default=None)
+    oldest = min(candidates, key=lambda candidate: candidate.created, default=None)
     if oldest is None or not (oldest.foreign or oldest.elected_at):
         return None
     return Leader(
         election=oldest.election,
         id=oldest.id,
         address=oldest.address,
-        token=oldest.token,
+        token=oldest.token or Token(0, oldest.created),
         key=oldest.key,
         lease=oldest.lease,
         elected_at=oldest.elected_at,
@@ -152,6 +160,38 @@ def leader_of(candidates: Iterable[Candidate]) -> Leader | None:
         priority=oldest.priority,
         proven=oldest.elected_at is not None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """The epoch of a namespace.
+
+    `revision` is the highest one of this epoch that somebody has seen who found etcd's history behind it; 0 when
+    nobody has. `by` and `at` say who wrote the record, and when by its own clock.
+    """
+
+    epoch: int = 0
+    revision: int = 0
+    by: str = ""
+    at: datetime | None = None
+
+    def encode(self) -> bytes:
+        """The record as stored."""
+        return json.dumps(
+            {"v": 1, "epoch": self.epoch, "revision": self.revision, "by": self.by, "at": text_of(self.at)}
+        ).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> EpochRecord | None:
+        """The record, or None when the value is not one: then nobody knows which epoch it is."""
+        data = _decode(value)
+        if data is None or data.get("v") != 1:
+            return None
+        try:
+            token = Token(data["epoch"], data["revision"])
+        except (KeyError, TypeError, ConfigError):
+            return None
+        return cls(token.epoch, token.revision, _text(data.get("by")), _time(data.get("at")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +277,7 @@ class Tombstone:
     incarnation: int
     reaped_at: datetime | None
     collector: str
-    token: int
+    token: Token
     collected: tuple[StateEntry, ...] = field(default=())
 
     def encode(self) -> bytes:
@@ -246,7 +286,7 @@ class Tombstone:
             {
                 "reaped_at": text_of(self.reaped_at),
                 "collector": self.collector,
-                "token": self.token,
+                "token": str(self.token),
                 "collected": [_entry_to_json(entry) for entry in self.collected],
             },
             separators=(",", ":"),
@@ -263,7 +303,7 @@ class Tombstone:
             incarnation=incarnation,
             reaped_at=_time(data.get("reaped_at")),
             collector=_text(data.get("collector")),
-            token=data["token"] if isinstance(data.get("token"), int) else 0,
+            token=_token(data.get("token")),
             collected=tuple(_entries_from_json(collected if isinstance(collected, list) else [])),
         )
 
@@ -302,6 +342,17 @@ def _labels(value: object) -> Labels:
     if not isinstance(value, dict):
         return {}
     return {name: text for name, text in value.items() if isinstance(text, str)}
+
+
+def _epoch(value: object) -> int:
+    return value if isinstance(value, int) and 0 <= value <= LARGEST_EPOCH else 0
+
+
+def _token(value: object) -> Token:
+    try:
+        return Token.parse(_text(value))
+    except ConfigError:
+        return Token(0, 0)
 
 
 def _time(value: object) -> datetime | None:

@@ -20,6 +20,7 @@ from election.config import (
     EtcdConfig,
     TlsConfig,
 )
+from election.epoch import EpochGuard
 from election.etcd.client import EtcdClient
 from election.etcd.transport import Transport
 from election.keys import Keyspace
@@ -48,10 +49,12 @@ class Store:
         self._transport = transport
         self._rng = rng or random.Random()
         self._client: EtcdClient | None = None
+        self._guard: EpochGuard | None = None
 
     async def __aenter__(self) -> Self:
         """Opens the channels; a member that cannot be reached shows at the first call."""
         self._client = EtcdClient(self.config, clock=self._clock, transport=self._transport)
+        self._guard = EpochGuard(self._client, self.keyspace)
         return self
 
     async def __aexit__(
@@ -91,6 +94,7 @@ class Store:
             labels=labels,
             priority=priority,
             config=config,
+            guard=self._guard,
             rng=self._rng,
         )
 
@@ -105,7 +109,13 @@ class Store:
     ) -> Collector:
         """A collector of stale agents; of all collectors of a namespace, one works."""
         return Collector(
-            self.client, self.keyspace, id=id, config=config, candidate_config=candidate_config, rng=self._rng
+            self.client,
+            self.keyspace,
+            id=id,
+            config=config,
+            candidate_config=candidate_config,
+            guard=self._guard,
+            rng=self._rng,
         )
 
     def view(self, prefix: bytes | None = None) -> View:

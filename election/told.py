@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from election.reader import AgentEvent, AgentEventKind, LeaderEvent, Source, agent_change, leader_change
 from election.records import Agent, AgentState, Tombstone
+from election.token import Token
 
 
 @dataclass(slots=True)
@@ -18,7 +19,7 @@ class ToldLeader:
         """The event to tell for one that arrived; None when it is known or older than what was told."""
         last = self.last
         if last is not None:
-            if _is_behind(event.source, last.source):
+            if _is_behind(event.source, last.source) and not _is_later_term(event, last):
                 return None
             if event.leader == last.leader:
                 self.last = replace(last, source=event.source)
@@ -91,6 +92,11 @@ def _is_behind(source: Source, told: Source) -> bool:
     return source.cluster_id == told.cluster_id and source.revision < told.revision
 
 
+def _is_later_term(event: LeaderEvent, told: LeaderEvent) -> bool:
+    """Whether etcd's history was set back, and somebody leads in a new epoch since."""
+    return event.leader is not None and told.leader is not None and event.leader.token > told.leader.token
+
+
 def _change(before: Agent | None, after: Agent | None, source: Source) -> AgentEvent | None:
     """What became of an agent between two lists, as one event; of a reap that was missed, no more is known."""
     kind = agent_change(before, after)
@@ -99,5 +105,5 @@ def _change(before: Agent | None, after: Agent | None, source: Source) -> AgentE
     if kind is not AgentEventKind.REAPED:
         return AgentEvent(kind, after, source)
     assert before is not None
-    unknown = Tombstone(before.id, before.incarnation, reaped_at=None, collector="", token=0)
+    unknown = Tombstone(before.id, before.incarnation, reaped_at=None, collector="", token=Token(0, 0))
     return AgentEvent(kind, replace(before, state=AgentState.REAPED, lease=0), source, unknown)

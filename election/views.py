@@ -42,6 +42,7 @@ from election.records import (
     Tombstone,
     leader_of,
 )
+from election.token import Token
 
 logger = logging.getLogger("election")
 
@@ -197,9 +198,9 @@ class View:
         """The candidates of one election, from memory."""
         self._keyspace.campaign(election)
         queue = self._model.elections.get(election, {}).values()
-        return Answer(tuple(sorted(queue, key=lambda candidate: candidate.token)), self.source())
+        return Answer(tuple(sorted(queue, key=lambda candidate: candidate.created)), self.source())
 
-    async def check_token(self, election: str, token: int) -> Answer[TokenCheck]:
+    async def check_token(self, election: str, token: Token) -> Answer[TokenCheck]:
         """Whether the token is that of the present leader: one linearizable read of etcd."""
         listed = await self._client.list(self._keyspace.campaign(election))
         leader = leader_of(Candidate.of(election, kv) for kv in listed.kvs)

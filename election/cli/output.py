@@ -63,7 +63,7 @@ def leader_document(leader: Leader, source: Source) -> dict[str, Any]:
         "election": leader.election,
         "id": leader.id,
         "address": leader.address,
-        "token": leader.token,
+        "token": str(leader.token),
         "key": leader.key,
         "lease": leader.lease,
         "elected_at": text_of(leader.elected_at),
@@ -81,14 +81,15 @@ def candidate_document(candidate: Candidate, leader: Leader | None) -> dict[str,
         "election": candidate.election,
         "id": candidate.id,
         "address": candidate.address,
-        "token": candidate.token,
+        "created": candidate.created,
+        "token": str(candidate.token) if candidate.token else None,
         "key": candidate.key,
         "lease": candidate.lease,
         "elected_at": text_of(candidate.elected_at),
         "priority": candidate.priority,
         "labels": dict(candidate.labels),
         "foreign": candidate.foreign,
-        "leads": leader is not None and leader.token == candidate.token,
+        "leads": leader is not None and leader.key == candidate.key,
     }
 
 
@@ -99,7 +100,7 @@ def election_document(election: Election) -> dict[str, Any]:
         "election": election.name,
         "candidates": election.candidates,
         "leader": leader.id if leader else None,
-        "token": leader.token if leader else None,
+        "token": str(leader.token) if leader else None,
     }
 
 

@@ -91,10 +91,10 @@ def candidates(settings: Settings, name: str, server: str | None) -> int:
             ("PLACE", "ID", "ADDRESS", "TOKEN", "LABELS", "ELECTED"),
             [
                 (
-                    "leads" if leads and leads.token == row.token else str(place),
+                    "leads" if leads and leads.key == row.key else str(place),
                     row.id + (" (foreign)" if row.foreign else ""),
                     row.address or "-",
-                    str(row.token),
+                    str(row.token or "-"),
                     labels_text(row.labels),
                     f"{row.elected_at:%Y-%m-%d %H:%M:%S}" if row.elected_at else "-",
                 )

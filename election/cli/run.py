@@ -10,7 +10,7 @@ from contextlib import aclosing
 
 import click
 
-from election.candidate import Candidate, Transition
+from election.candidate import Candidate
 from election.cli.aside import aside
 from election.cli.exits import LOST, OK
 from election.cli.metrics import metrics_options, telemetry
@@ -21,7 +21,9 @@ from election.collector import Collector, Reaped, ReapFailed, Recovered, Suspect
 from election.config import LONGEST_TTL_S, AgentConfig, CandidateConfig, CollectorConfig
 from election.errors import LossReason
 from election.leadership import Campaigning, Leading, Leaving, Renewed
+from election.machine import Transition
 from election.term import Term
+from election.token import Token
 
 _LABEL = setting(
     "--label", "labels", multiple=True, callback=parse_labels, metavar="NAME=VALUE", help="shown to readers; repeatable"
@@ -112,7 +114,7 @@ async def _print_campaign(settings: Settings, candidate: Candidate) -> None:
 
 
 def _print_campaign_event(
-    settings: Settings, candidate: Candidate, event: str, token: int | None, reason: LossReason | None
+    settings: Settings, candidate: Candidate, event: str, token: Token | None, reason: LossReason | None
 ) -> None:
     if settings.json:
         print_json(
@@ -120,7 +122,7 @@ def _print_campaign_event(
                 "event": event,
                 "election": candidate.election,
                 "id": candidate.id,
-                "token": token,
+                "token": str(token) if token else None,
                 "reason": reason.value if reason else None,
             }
         )
@@ -198,7 +200,7 @@ async def _print_collecting(settings: Settings, collector: Collector) -> None:
                         "reaped",
                         agent=tombstone.agent,
                         incarnation=tombstone.incarnation,
-                        token=tombstone.token,
+                        token=str(tombstone.token),
                         collected=[entry.key for entry in tombstone.collected],
                     )
                 case ReapFailed(agent, error):

@@ -191,7 +191,7 @@ def _leader_event(event: LeaderEvent) -> dict[str, Any]:
         "event": event.kind.value,
         "election": ELECTION,
         "id": leader.id if leader else None,
-        "token": leader.token if leader else None,
+        "token": str(leader.token) if leader else None,
         "revision": event.source.revision,
     }
 

@@ -74,10 +74,10 @@ async def _tell(candidate: Candidate) -> None:
             match transition.state:
                 case Leading(token=token) if not leads:
                     leads = True
-                    emit("leads", id=candidate.id, token=token)
+                    emit("leads", id=candidate.id, token=str(token))
                 case Leaving(token=token, reason=reason, margin_s=margin_s) if leads:
                     leads = False
-                    emit("lost", id=candidate.id, token=token, reason=reason.value, margin_s=round(margin_s, 3))
+                    emit("lost", id=candidate.id, token=str(token), reason=reason.value, margin_s=round(margin_s, 3))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -62,12 +62,11 @@ class Screen:
         except ViewStale as error:
             leader, agents, candidates = None, {}, {}
             now = Text(f"etcd is out of reach: {error}", "bold red")
-        tokens = {name: candidate.token for name, candidate in candidates.items()}
         left = _table("ORCHESTRATOR", "PID", "STATE")
         for process in fleet.orchestrators:
-            left.add_row(process.name, _pid(process.pid), _standing(process.name, process.running, leader, tokens))
-        for name in tokens.keys() - {process.name for process in fleet.orchestrators}:
-            left.add_row(name[:20], "-", _standing(name, True, leader, tokens))
+            left.add_row(process.name, _pid(process.pid), _standing(process.name, process.running, leader, candidates))
+        for name in candidates.keys() - {process.name for process in fleet.orchestrators}:
+            left.add_row(name[:20], "-", _standing(name, True, leader, candidates))
         left.add_row("serve", _pid(fleet.serve.pid), "serves" if fleet.serve.running else "down")
         for member in fleet.cluster.members:
             left.add_row(f"etcd-{member.name}", _pid(member.pid), "up" if member.running else "down")
@@ -139,10 +138,10 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _standing(name: str, running: bool, leader: Leader | None, tokens: dict[str, int]) -> Text:
+def _standing(name: str, running: bool, leader: Leader | None, candidates: Collection[str]) -> Text:
     if leader is not None and leader.id == name:
         return Text("leads" if running else "leads (dead)", "bold green" if running else "yellow")
-    if name in tokens:
+    if name in candidates:
         return Text("waits" if running else "waits (dead)", "" if running else "yellow")
     return Text("starts" if running else "down", "red")
 

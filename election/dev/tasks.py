@@ -98,9 +98,8 @@ class Ledger:
 
     async def _close(self, task: Task) -> bool:
         key = self._prefix + task.name.encode()
-        return await fenced_txn(
-            self._store.client, self._term, [txn.modified_at(key, task.revision)], [txn.delete(key)]
-        )
+        compare = [txn.modified_at(key, task.revision)]
+        return (await fenced_txn(self._store.client, self._term, compare, [txn.delete(key)])).succeeded
 
     async def _assign(self, task: Task, agents: dict[str, Agent], load: Counter[str]) -> list[Step]:
         if not load:
@@ -117,10 +116,10 @@ class Ledger:
             ],
             [
                 txn.put(key, json.dumps({"agent": chosen.id}).encode()),
-                txn.put(keyspace.state(chosen.id, task.name), json.dumps({"by": self._term.token}).encode()),
+                txn.put(keyspace.state(chosen.id, task.name), json.dumps({"by": str(self._term.token)}).encode()),
             ],
         )
-        if not assigned:
+        if not assigned.succeeded:
             return []
         load[chosen.id] += 1
         return [Step("reassigned" if task.agent else "assigned", task.name, chosen.id, task.agent)]

@@ -159,7 +159,12 @@ class EtcdClient:
 
     async def _grant(self, ttl_s: int, timeout_s: float | None) -> rpc.LeaseGrantResponse:
         request = rpc.LeaseGrantRequest(TTL=ttl_s, ID=self._rng.randrange(1, 2**53))
-        return await self.call(methods.LEASE_GRANT, request, timeout_s=timeout_s)
+        known = self._raft_term
+        answer = await self.call(methods.LEASE_GRANT, request, timeout_s=timeout_s)
+        if answer.header.raft_term < known:
+            # No deposed leader of etcd can grant a lease: this is a cluster that was restored, and counts anew.
+            self._raft_term = answer.header.raft_term
+        return answer
 
     async def lease_revoke(self, lease: int, *, timeout_s: float | None = None) -> rpc.LeaseRevokeResponse:
         """Ends a lease and deletes its keys, in one revision. Raises LeaseNotFound when it is gone already."""

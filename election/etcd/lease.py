@@ -29,13 +29,17 @@ _KeepAlive = Stream[rpc.LeaseKeepAliveRequest, rpc.LeaseKeepAliveResponse]
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A lease that etcd granted. `ttl_s` is the granted TTL; `deadline_s` is on the client's clock."""
+    """A lease that etcd granted. `ttl_s` is the granted TTL; `deadline_s` is on the client's clock.
+
+    `revision` is etcd's when it was granted. A grant goes through raft, so nobody has seen a later one before it.
+    """
 
     id: int
     ttl_s: int
     margin_s: float
     renew_s: float
     deadline_s: float
+    revision: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,8 @@ async def grant(client: EtcdClient, *, ttl_s: int, margin_s: float, renew_s: flo
     sent_at_s = client.clock.now_s()
     answer = await client.lease_grant(ttl_s)
     check_lease_relations(answer.TTL, margin_s, renew_s)
-    return Lease(answer.ID, answer.TTL, margin_s, renew_s, sent_at_s + answer.TTL - margin_s)
+    deadline_s = sent_at_s + answer.TTL - margin_s
+    return Lease(answer.ID, answer.TTL, margin_s, renew_s, deadline_s, answer.header.revision)
 
 
 async def let_go(client: EtcdClient, lease_id: int, *, whose: str) -> None:

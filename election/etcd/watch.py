@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from grpc import StatusCode
 
 from election.backoff import Backoff
-from election.errors import AccessDenied, Compacted, EtcdUnavailable
+from election.errors import AccessDenied, Compacted, EtcdUnavailable, RolledBack
 from election.etcd import methods
 from election.etcd.client import EtcdClient
 from election.etcd.transport import RpcFailed, Stream
@@ -84,7 +84,7 @@ async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGe
             async with aclosing(watch(client, prefix, listed.header.revision + 1, backoff)) as items:
                 async for item in items:
                     yield item
-        except Compacted:
+        except (Compacted, RolledBack):
             continue
 
 
@@ -95,6 +95,7 @@ async def watch(
 
     Raises:
         Compacted: when the next event's revision is gone.
+        RolledBack: when the member's history ends before it; it was set back, or the member lags far behind.
         EtcdError: for what will not pass by itself.
     """
     next_revision = start_revision
@@ -139,6 +140,10 @@ async def _read(
             client.note(answer)
             if answer.canceled:
                 raise _refusal(answer)
+            if answer.created and answer.header.revision < start_revision - 1:
+                raise RolledBack(
+                    f"etcd is at revision {answer.header.revision}, and {start_revision - 1} has been seen"
+                )
             fragments += [event for event in answer.events if event.kv.mod_revision >= start_revision]
             if answer.fragment or answer.created:  # a new watch may still have to catch up
                 continue

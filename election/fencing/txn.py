@@ -17,7 +17,7 @@ from election.term import Term
 
 def guard(term: Term) -> rpc.Compare:
     """The comparison that holds while the term's key is there, for any transaction of your own."""
-    return txn.created_at(term.key, term.token)
+    return txn.created_at(term.key, term.token.revision)
 
 
 async def fenced_txn(
@@ -25,23 +25,37 @@ async def fenced_txn(
     term: Term,
     compare: Sequence[rpc.Compare],
     success: Sequence[rpc.RequestOp],
+    failure: Sequence[rpc.RequestOp] = (),
     *,
     repeat: Repeat = Repeat.NEVER,
-) -> bool:
-    """Runs the operations if the term's key is there and `compare` holds; False when only `compare` did not hold.
+) -> rpc.TxnResponse:
+    """Runs a transaction if, and only if, the term's key is there; its answer is that of etcd.
 
-    The local deadline is checked before anything is sent, and etcd decides.
+    So `succeeded` is False when only `compare` did not hold, and `failure` was done. The local deadline is checked
+    before anything is sent, and etcd decides: the transaction is nested in one that compares the key, so a deposed
+    leader does not even read.
 
     Raises:
         NotLeader: the term is over, by the local clock; nothing was sent.
-        Deposed: etcd refused, since the term's key is gone; nothing was written.
-        EtcdError: `indefinite` when it may have been written all the same.
+        Deposed: etcd refused, since the term's key is gone; nothing was done.
+        EtcdError: `indefinite` when it may have been done all the same.
     """
     term.check()
-    answer = await client.txn([guard(term), *compare], success, [txn.get(term.key)], repeat=repeat)
-    if answer.succeeded:
-        return True
-    found = answer.responses[0].response_range.kvs
-    if not found or found[0].create_revision != term.token:
+    own = rpc.RequestOp(request_txn=rpc.TxnRequest(compare=compare, success=success, failure=failure))
+    answer = await client.txn([guard(term)], [own], repeat=repeat)
+    if not answer.succeeded:
         raise Deposed(f"{term.id} does not lead {term.election!r} any more: etcd refused token {term.token}")
-    return False
+    done = answer.responses[0].response_txn
+    done.header.CopyFrom(answer.header)
+    return done
+
+
+async def fenced_put(client: EtcdClient, term: Term, key: bytes, value: bytes, *, lease: int = 0) -> int:
+    """Writes one key while the term lasts, and returns the revision; raises as `fenced_txn`."""
+    return (await fenced_txn(client, term, [], [txn.put(key, value, lease=lease)])).header.revision
+
+
+async def fenced_delete(client: EtcdClient, term: Term, key: bytes) -> bool:
+    """Deletes one key while the term lasts; whether it was there. Raises as `fenced_txn`."""
+    answer = await fenced_txn(client, term, [], [txn.delete(key)])
+    return answer.responses[0].response_delete_range.deleted > 0

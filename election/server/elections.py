@@ -20,6 +20,7 @@ from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
 from election.reader import Reader
 from election.records import Leader
+from election.token import Token
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -57,7 +58,7 @@ class ElectionsServicer(services.ElectionsServicer):
 
     async def CheckToken(self, request: pb.CheckTokenRequest, context: Context) -> pb.CheckTokenResponse:
         """Compares a token with that of the present leader."""
-        answer = await self._reader.check_token(request.election, request.token)
+        answer = await self._reader.check_token(request.election, Token.of_int(request.token))
         return pb.CheckTokenResponse(
             view=view_message(answer.source), current=answer.value.current, leader=_leader(answer.value.leader)
         )

@@ -61,7 +61,10 @@ class Fleet:
             "election.candidates", [self._observe_candidates], "{candidate}", "Candidates of an election"
         )
         meter.create_observable_gauge(
-            "election.leader.token", [self._observe_tokens], "{revision}", "Fencing token of the leader, 0 when vacant"
+            "election.leader.token",
+            [self._observe_tokens],
+            "1",
+            "The leader's fencing token as a number, 0 when vacant",
         )
         meter.create_observable_gauge(
             "election.view.age", [self._observe_age], "s", "Time since the view has heard from etcd"
@@ -121,7 +124,7 @@ class Fleet:
     def _observe_tokens(self, _: CallbackOptions) -> Iterable[Observation]:
         if seen := self._fresh():
             for election in seen.elections:
-                yield Observation(election.leader.token if election.leader else 0, {"election": election.name})
+                yield Observation(int(election.leader.token) if election.leader else 0, {"election": election.name})
 
     def _observe_age(self, _: CallbackOptions) -> Iterable[Observation]:
         if seen := self._seen:

@@ -74,7 +74,7 @@ class Reaps:
         attributes: dict[str, str | int] = {
             "agent": tombstone.agent,
             "incarnation": tombstone.incarnation,
-            "token": tombstone.token,
+            "token": str(tombstone.token),
             "collector": tombstone.collector,
         }
         span = self._tracer.start_span(

@@ -13,10 +13,10 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from opentelemetry.trace import Span, StatusCode, Tracer
 
-from election.candidate import Transition
 from election.clock import Clock
 from election.errors import LossReason
 from election.leadership import AttemptFailed, Following, Leading, Leaving, Renewed, State
+from election.machine import Transition
 from election.published import TooSlow
 
 logger = logging.getLogger("election")
@@ -150,7 +150,10 @@ class _Record:
     def _begin_term(self, at: datetime, state: Leading) -> None:
         self._terms.begun.add(1, self._labels)
         span = self._terms.tracer.start_span(
-            "election.term", Context(), attributes={**self._labels, "token": state.token}, start_time=nanoseconds(at)
+            "election.term",
+            Context(),
+            attributes={**self._labels, "token": str(state.token)},
+            start_time=nanoseconds(at),
         )
         self._term = _Term(span, at)
 

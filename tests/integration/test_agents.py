@@ -38,6 +38,7 @@ from election.leadership import Leading
 from election.pb.etcd.kv_pb2 import KeyValue
 from election.reader import AgentEvent, AgentEventKind
 from election.records import AgentState, StateEntry, Tombstone
+from election.token import Token
 
 pytestmark = pytest.mark.etcd
 
@@ -145,7 +146,7 @@ class Running:
     def told(self, event: CollectorEvent) -> bool:
         return event in self.events
 
-    async def leads(self) -> int:
+    async def leads(self) -> Token:
         """Waits until it leads; returns its token."""
         await until(lambda: self.collector.candidate.is_leader)
         state = self.collector.candidate.state
@@ -412,7 +413,8 @@ async def test_a_collector_that_ends_while_it_reaps_leaves_one_tombstone(
 
     async def ends_with_it(compare: Any, success: Any, *rest: Any, **options: Any) -> Any:
         answer = await carry_out(compare, success, *rest, **options)
-        if any(operation.HasField("request_delete_range") for operation in success):
+        inner = [operation for each in success for operation in each.request_txn.success]
+        if any(operation.HasField("request_delete_range") for operation in inner):
             carried_out.set()
             await asyncio.Event().wait()
         return answer

@@ -27,7 +27,10 @@ from election import (
     NotLeader,
     Store,
     Term,
+    Token,
     connect,
+    fenced_delete,
+    fenced_put,
     fenced_txn,
     guard,
 )
@@ -117,8 +120,18 @@ def leading(candidate: Candidate) -> Leading:
 
 def token(candidate: Candidate) -> int:
     """The create revision of the candidate's key, as it knows it; 0 while it has none."""
-    state = candidate.state
-    return state.token if isinstance(state, Campaigning | Leading) else 0
+    match candidate.state:
+        case Campaigning(created=created):
+            return created
+        case Leading(token=held):
+            return held.revision
+        case _:
+            return 0
+
+
+def reason(candidate: Candidate) -> LossReason | None:
+    """Why the candidate's last term ended."""
+    return candidate.loss.reason if candidate.loss else None
 
 
 def lease(candidate: Candidate) -> int:
@@ -131,7 +144,7 @@ async def leads(ran: Ran, *candidates: Candidate, timeout_s: float = 20.0) -> Ca
 
     def works() -> bool:
         tokens = [token(candidate) for candidate in candidates if candidate.is_leader]
-        return bool(ran.spans) and tokens == [ran.spans[-1].term.token]
+        return bool(ran.spans) and tokens == [ran.spans[-1].term.token.revision]
 
     await until(works, timeout_s)
     [leader] = [candidate for candidate in candidates if candidate.is_leader]
@@ -173,7 +186,7 @@ async def store(etcd_cluster: EtcdCluster, namespace: str) -> AsyncIterator[Stor
 
 async def nothing_is_left(store: Store, leases: set[int]) -> None:
     """All keys and leases are gone but those that were there before."""
-    assert (await store.client.list(store.keyspace.root)).count == 0
+    assert (await store.client.list(store.keyspace.campaigns)).count == 0
     assert {each.ID for each in (await store.client.leases()).leases} <= leases
 
 
@@ -220,7 +233,7 @@ async def test_the_oldest_leads_and_the_next_one_follows_with_a_larger_token(sto
         for number, expected in enumerate(candidates):
             assert await leads(ran, *candidates) is expected
             state, seen = leading(expected), await queue(store)
-            assert seen[0] == Queued(store.keyspace.candidate(ELECTION, state.lease), state.token, state.lease)
+            assert seen[0] == Queued(store.keyspace.candidate(ELECTION, state.lease), state.token.revision, state.lease)
             assert state.lease > 0
             assert len(seen) == 3 - number
             expected.leave()
@@ -372,7 +385,7 @@ async def test_a_strangers_candidate_is_queued_with_ours(store: Store) -> None:
                 assert not ours.is_leader
                 leader = (await view.leader(ELECTION)).value
                 assert leader is not None
-                assert (leader.id, leader.token, leader.proven) == ("alice", first.rev, False)
+                assert (leader.id, leader.token, leader.proven) == ("alice", Token(0, first.rev), False)
                 await asyncio.sleep(0.05)
             await store.client.resign(first)
             await leads(ran, ours)
@@ -381,7 +394,7 @@ async def test_a_strangers_candidate_is_queued_with_ours(store: Store) -> None:
             state = leading(ours)
             ours.leave()
             second = (await asyncio.wait_for(behind, 20)).leader
-            assert state.token < second.rev
+            assert state.token.revision < second.rev
             leader_now = await store.client.leader(store.keyspace.campaign_name(ELECTION))
             assert (leader_now.kv.key, leader_now.kv.value) == (second.key, b"bob")
     assert ran.ids == ["ours"]
@@ -409,16 +422,16 @@ async def test_a_lost_key_or_lease_costs_the_term_and_the_candidate_stands_again
         led = leading(a)
         await client.delete(store.keyspace.candidate(ELECTION, led.lease))
         assert await leads(ran, b, c) is b
-        assert token(b) > led.token
-        await queued_again(a, led.token)
-        assert a.loss_of(led.token) is LossReason.KEY_DELETED
+        assert token(b) > led.token.revision
+        await queued_again(a, led.token.revision)
+        assert reason(a) is LossReason.KEY_DELETED
         assert lease(a) != led.lease
 
         led = leading(b)
         await client.lease_revoke(led.lease)
         assert await leads(ran, a, c) is c
-        await queued_again(b, led.token)
-        assert b.loss_of(led.token) in (LossReason.KEY_DELETED, LossReason.EXPIRED)
+        await queued_again(b, led.token.revision)
+        assert reason(b) in (LossReason.KEY_DELETED, LossReason.EXPIRED)
 
         waited = token(a)
         await client.lease_revoke(lease(a))
@@ -430,7 +443,7 @@ async def test_a_lost_key_or_lease_costs_the_term_and_the_candidate_stands_again
 
 
 async def test_a_fenced_transaction_is_for_the_leader_only(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It writes under the right token, is False when only its own comparison fails, and is refused afterwards."""
+    """It writes under the right token, tells when only its own comparison fails, and is refused afterwards."""
     ran, client, key = Ran(), store.client, store.keyspace.root + b"resource"
 
     async def written() -> bytes | None:
@@ -441,24 +454,35 @@ async def test_a_fenced_transaction_is_for_the_leader_only(store: Store, monkeyp
     async with standing(ran, a, b):
         await leads(ran, a)
         term = ran.spans[0].term
-        assert await fenced_txn(client, term, [txn.absent(key)], [txn.put(key, b"1")])
-        assert not await fenced_txn(client, term, [txn.absent(key)], [txn.put(key, b"2")])
+        first = await fenced_txn(client, term, [txn.absent(key)], [txn.put(key, b"1")])
+        assert first.succeeded
+        second = await fenced_txn(client, term, [txn.absent(key)], [txn.put(key, b"2")], [txn.get(key)])
+        assert not second.succeeded
+        [found] = second.responses[0].response_range.kvs
+        assert (found.value, found.mod_revision) == (b"1", first.header.revision)
+        assert await fenced_put(client, term, key, b"2") == first.header.revision + 1
+        assert await fenced_delete(client, term, key)
+        assert not await fenced_delete(client, term, key)
         assert (await client.txn([guard(term)], [txn.put(key, b"3")])).succeeded
         assert await written() == b"3"
 
         await client.delete(term.key)
         assert await leads(ran, b) is b
-        await queued_anew(a, term.token)
+        await queued_anew(a, term.token.revision)
         with pytest.raises(NotLeader) as lost:
             await fenced_txn(client, term, [], [txn.put(key, b"4")])
         assert lost.value.reason is LossReason.KEY_DELETED
         assert not (await client.txn([guard(term)], [txn.put(key, b"5")])).succeeded
         monkeypatch.setattr(Term, "check", lambda self: None)  # a clock that is wrong, or a process that was paused
         with pytest.raises(Deposed):
-            await fenced_txn(client, term, [], [txn.put(key, b"6")])
-        assert await fenced_txn(client, ran.spans[1].term, [], [txn.put(key, b"7")])
-        with pytest.raises(Deposed):
-            await fenced_txn(client, term, [], [txn.put(key, b"8")])
+            await fenced_put(client, term, key, b"6")
+        await fenced_put(client, ran.spans[1].term, key, b"7")
+        for refused in (
+            fenced_txn(client, term, [txn.absent(key)], [], [txn.put(key, b"8")]),
+            fenced_delete(client, term, key),
+        ):
+            with pytest.raises(Deposed):
+                await refused
         assert await written() == b"7"
 
 
@@ -477,7 +501,7 @@ class Rivals:
 
     cluster: EtcdCluster
     leaders: list[Candidate]
-    tokens: list[int]
+    tokens: list[Token]
 
     @asynccontextmanager
     async def through(self) -> AsyncIterator[None]:
@@ -486,7 +510,7 @@ class Rivals:
         async def look() -> None:
             while True:
                 for leader, held in zip(self.leaders, self.tokens, strict=True):
-                    assert leader.is_leader, f"{leader.id} lost its term: {leader.loss_of(held)}"
+                    assert leader.is_leader, f"{leader.id} lost its term: {leader.loss} of {held}"
                 await asyncio.sleep(0.005)
 
         async with asyncio.TaskGroup() as group:
@@ -530,8 +554,8 @@ async def rivals(cluster: EtcdCluster, namespace: str) -> AsyncIterator[Rivals]:
         for leader, state, second, ran in zip(leaders, held, waiting, rans, strict=True):
             assert await leads(ran, second) is second
             assert leading(second).token > state.token
-            await queued_anew(leader, state.token)
-            assert leader.loss_of(state.token) is LossReason.KEY_DELETED
+            await queued_anew(leader, state.token.revision)
+            assert reason(leader) is LossReason.KEY_DELETED
         for ran in rans:
             ran.check_tokens()
 
@@ -600,7 +624,7 @@ async def test_a_leader_without_a_quorum_stops_before_its_lease_can_end(
                 assert before_s < state.deadline_s if said_so else after_s >= state.deadline_s
                 await asyncio.sleep(0.002)
             assert not a.is_leader
-            assert a.loss_of(state.token) is LossReason.EXPIRED
+            assert reason(a) is LossReason.EXPIRED
             [span] = ran.spans
             await until(lambda: span.ended_s is not None)
             assert span.ended_s is not None
@@ -724,7 +748,7 @@ async def main():
 
         async def work(term):
             terms.append(term)
-            say(token=term.token)
+            say(token=term.token.revision)
             try:
                 while True:
                     now_s = clock.now_s()
@@ -738,7 +762,7 @@ async def main():
             except NotLeader as error:
                 answers["check"] = error.reason
             try:
-                answers["fenced_txn"] = await fenced_txn(store.client, term, [], [write])
+                answers["fenced_txn"] = (await fenced_txn(store.client, term, [], [write])).succeeded
             except (NotLeader, Deposed) as error:
                 answers["fenced_txn"] = type(error).__name__
 
@@ -819,5 +843,5 @@ async def test_a_killed_process_is_followed_when_its_lease_ends(store: Store) ->
         killed_at_s = process.signal(signal.SIGKILL)
         assert await process.end() == -signal.SIGKILL
         await leads(ran, successor)
-        assert leading(successor).token > old_token
+        assert leading(successor).token.revision > old_token
         assert ran.spans[0].began_s - killed_at_s < QUICK.ttl_s + 1

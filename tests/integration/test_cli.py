@@ -29,6 +29,7 @@ from election.dev.ports import free_ports
 from election.etcd.client import EtcdClient
 from election.keys import Keyspace
 from election.records import AgentRecord, CandidateRecord
+from election.token import Token
 from tests.integration.test_etcd_client import Authority
 
 pytestmark = pytest.mark.etcd
@@ -48,6 +49,11 @@ READS = ("leader", "observe", "candidates", "list", "agents list")
 RUNS = ("campaign", "agents join", "collect", "serve")
 NAMED = {"leader", "observe", "candidates", "campaign", "agents join"}
 COMMANDS = ("", "agents", *READS, *RUNS, "dev", "version")
+
+
+def revision(token: str) -> int:
+    """The revision of a token as it is printed."""
+    return Token.parse(token).revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,7 +384,7 @@ async def test_leader_tells_what_etcd_holds(cli: Cli, etcd: EtcdClient) -> None:
     assert ended.out.count("\n") == 1
     found, header = await etcd.get(leader["key"].encode())
     assert found is not None
-    assert (leader["token"], leader["lease"]) == (found.create_revision, found.lease)
+    assert (leader["token"], leader["lease"]) == (f"0-{found.create_revision}", found.lease)
     assert leader["token"] == elected["token"]
     assert found.mod_revision <= leader["revision"] <= header.revision
     assert is_recent(leader["elected_at"])
@@ -387,7 +393,7 @@ async def test_leader_tells_what_etcd_holds(cli: Cli, etcd: EtcdClient) -> None:
         "election": "x",
         "id": "c1",
         "address": "h:1",
-        "token": found.create_revision,
+        "token": f"0-{found.create_revision}",
         "key": found.key.decode(),
         "lease": found.lease,
         "elected_at": leader["elected_at"],
@@ -410,7 +416,7 @@ async def test_a_foreign_leader_is_told_as_not_proven(cli: Cli, etcd: EtcdClient
     asked = cli.start("leader", "x", "-o", "json"), cli.start("candidates", "x", "-o", "json"), cli.start("leader", "x")
     leader, (candidate,) = [(await running.ended()).document for running in asked[:2]]
     assert leader["proven"] is False
-    assert (leader["id"], leader["token"], leader["lease"]) == ("alice", won.leader.rev, lease)
+    assert (leader["id"], leader["token"], leader["lease"]) == ("alice", f"0-{won.leader.rev}", lease)
     assert leader["elected_at"] is None
     assert (candidate["id"], candidate["foreign"], candidate["leads"]) == ("alice", True, True)
     assert "alice" in (await asked[2].ended()).out
@@ -425,7 +431,7 @@ async def test_a_signal_resigns(cli: Cli, etcd: EtcdClient, keys: Keyspace, numb
     campaign = cli.start("campaign", "x", "-o", "json", "--id", "c1", "--ttl", "60")
     token = (await campaign.until("elected"))["token"]
     (held,) = (await etcd.list(keys.campaign("x"))).kvs
-    assert held.create_revision == token
+    assert f"0-{held.create_revision}" == token
     ended = await campaign.stop(number)
     assert (ended.code, ended.err) == (0, "")
     common = {"election": "x", "id": "c1"}
@@ -449,7 +455,7 @@ async def test_a_candidate_that_waits_can_be_ended(cli: Cli, etcd: EtcdClient, k
     assert (await second.stop()).code == 0
     assert second.names == ["campaigning", "closed"]
     (left,) = (await etcd.list(keys.campaign("x"))).kvs
-    assert left.create_revision == token
+    assert f"0-{left.create_revision}" == token
 
 
 async def test_once_exits_with_4_after_a_loss(cli: Cli, etcd: EtcdClient) -> None:
@@ -471,7 +477,7 @@ async def test_without_once_a_loss_is_followed_by_another_term(cli: Cli, etcd: E
     await etcd.delete((await cli.run("leader", "x", "-o", "json")).document["key"].encode())
     again = await campaign.until("elected", since=2)
     assert campaign.names == ["campaigning", "elected", "lost", "campaigning", "elected"]
-    assert again["token"] > first
+    assert revision(again["token"]) > revision(first)
     assert (await campaign.stop(signal.SIGINT)).code == 0
 
 
@@ -490,7 +496,7 @@ async def test_a_second_candidate_takes_over_from_a_dead_one(cli: Cli) -> None:
     killed_at_s = time.monotonic()
     after = await second.until("elected")
     assert time.monotonic() - killed_at_s <= ttl_s + 1
-    assert after["token"] > before["token"]
+    assert revision(after["token"]) > revision(before["token"])
     await observe.until("elected", id="c2")
     await second.stop()
     await observe.until("vacated", since=4)
@@ -522,7 +528,7 @@ async def test_a_resignation_hands_over(cli: Cli) -> None:
     assert (await first.stop()).code == 0
     assert first.events[2]["reason"] == "resigned"
     after = await second.until("elected")
-    assert after["token"] > before["token"]
+    assert revision(after["token"]) > revision(before["token"])
     await observe.until("elected", id="c2", token=after["token"])
     assert [(event["event"], event["id"]) for event in observe.events] == [
         ("vacated", None),
@@ -577,7 +583,7 @@ async def test_running_commands_outlive_an_outage_of_etcd(tmp_path: Path) -> Non
             cluster.members[0].resume()
             second = await campaign.until("elected", since=3)
             rejoined = await agent.until("joined", since=2)
-            assert second["token"] > first["token"]
+            assert revision(second["token"]) > revision(first["token"])
             assert rejoined["incarnation"] > joined["incarnation"]
             await observe.until("elected", token=second["token"])
             for running in (campaign, agent, observe):
@@ -614,7 +620,8 @@ async def test_candidates_and_list_show_the_queue(cli: Cli) -> None:
     await second.until("campaigning")
     rows = await until_queued(cli, 2)
     assert [(row["id"], row["leads"], row["foreign"]) for row in rows] == [("c1", True, False), ("c2", False, False)]
-    assert rows[0]["token"] == token < rows[1]["token"]
+    assert (rows[0]["token"], rows[1]["token"]) == (token, None)
+    assert revision(token) == rows[0]["created"] < rows[1]["created"]
     assert rows[0]["labels"] == {"zone": "a"}
     assert rows[1]["elected_at"] is None
     listed = (await cli.run("list", "-o", "json")).document
@@ -673,7 +680,7 @@ async def test_collect_reaps_what_a_dead_agent_left(cli: Cli, etcd: EtcdClient, 
         "event": "reaped",
         "agent": "a1",
         "incarnation": incarnation,
-        "token": leading.create_revision,
+        "token": f"0-{leading.create_revision}",
         "collected": ["task-1"],
     }
     assert not (await etcd.list(keys.states("a1"))).kvs

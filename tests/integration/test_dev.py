@@ -21,6 +21,7 @@ from election.config import EtcdConfig
 from election.dev.ports import can_be_bound, free_ports
 from election.etcd.client import EtcdClient
 from election.keys import Keyspace
+from election.token import Token
 from tests.integration.test_cli import Cli, Event, Running
 
 pytestmark = pytest.mark.etcd
@@ -150,7 +151,7 @@ async def test_a_killed_leader_is_followed_by_another_and_ctrl_c_ends_all(
         async with dev.client() as client:
             found, _ = await client.get(leader["key"].encode())
         assert found is not None
-        assert leader["token"] == first["token"] == found.create_revision
+        assert leader["token"] == first["token"] == f"0-{found.create_revision}"
         assert leader["id"] == first["id"]
 
         await running.until("serving")
@@ -172,7 +173,7 @@ async def test_a_killed_leader_is_followed_by_another_and_ctrl_c_ends_all(
         elected = await running.until("elected", since=since)
         assert time.monotonic() - killed_at_s <= TTL_S + LATE_S
         assert elected["id"] != first["id"]
-        assert elected["token"] > first["token"]
+        assert Token.parse(elected["token"]) > Token.parse(first["token"])
         await running.until("started", since=since, process=first["id"])
         started = {event["process"] for event in running.events if event["event"] == "started"}
         assert started == STARTED | ETCD
@@ -187,7 +188,7 @@ async def test_a_killed_leader_is_followed_by_another_and_ctrl_c_ends_all(
 
         began_at_s = time.monotonic()
         again = await dev.start("--duration", "4")
-        assert dev.leads()["token"] > elected["token"]
+        assert Token.parse(dev.leads()["token"]) > Token.parse(elected["token"])
         ended = await again.ended()
         assert ended.code == 0, ended
         assert time.monotonic() - began_at_s >= 4
@@ -256,8 +257,8 @@ async def test_a_leader_outlives_members_of_etcd_but_not_its_quorum(cli: Cli, na
         for member in ("etcd-m1", "etcd-m2"):
             await running.until("started", since=since, process=member)
         elected = await running.until("elected", since=since, timeout_s=15)
-        assert elected["token"] > token
-        assert (await dev.ask("leader", "demo"))["token"] >= elected["token"]
+        assert Token.parse(elected["token"]) > Token.parse(token)
+        assert Token.parse((await dev.ask("leader", "demo"))["token"]) >= Token.parse(elected["token"])
 
         running.send(signal.SIGTERM)
         assert (await running.ended()).code == 0
@@ -349,7 +350,7 @@ async def test_dev_is_not_led_astray_by_the_environment(cli: Cli, namespace: str
 def assert_terms(running: Running) -> None:
     """Each term has a larger token than all before, as it was told and as the orchestrators themselves saw it."""
     for name in ("elected", "leads"):
-        tokens = [event["token"] for event in running.events if event["event"] == name]
+        tokens = [Token.parse(event["token"]) for event in running.events if event["event"] == name]
         assert tokens == sorted(set(tokens)), tokens
 
 

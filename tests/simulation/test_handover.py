@@ -29,7 +29,7 @@ async def test_leaving_proves_the_next_in_line_in_the_same_revision() -> None:
     here = world()
     async with standing(here, ["a", "b"]) as [a, b]:
         await leads(a)
-        before = (await b.client.list(KEYS.root)).header.revision
+        before = (await b.client.list(KEYS.campaigns)).header.revision
         a.candidate.leave()
         await leads(b)
         prefix = KEYS.campaign(ELECTION)
@@ -51,7 +51,8 @@ async def test_handing_over_to_the_next_in_line_and_standing_again() -> None:
         assert isinstance(state, Leading)
         a.candidate.hand_over()
         assert await leads(a, b, c) is b
-        assert a.candidate.loss_of(state.token) is LossReason.TRANSFERRED
+        assert a.candidate.loss is not None
+        assert (a.candidate.loss.token, a.candidate.loss.reason) == (state.token, LossReason.TRANSFERRED)
         await asyncio.sleep(2)
         b.candidate.hand_over()
         assert await leads(a, b, c) is c

@@ -15,6 +15,7 @@ from election.etcd.client import EtcdClient
 from election.etcd.transport import RpcFailed
 from election.keys import Keyspace
 from election.term import Term
+from election.token import Token
 from tests.fake.clock import VirtualClock
 from tests.fake.etcd import FakeEtcd
 from tests.fake.transport import FakeTransport
@@ -44,7 +45,7 @@ class Span:
     """A piece of work that ran: from when until when, on the loop's clock, under which token."""
 
     id: str
-    token: int
+    token: Token
     began_s: float
     ended_s: float | None = None
 

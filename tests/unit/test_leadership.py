@@ -35,11 +35,13 @@ from election.leadership import (
     WorkReturned,
     step,
 )
+from election.token import Token
 
 BOOM = RuntimeError("boom")
-CAMPAIGNING = Campaigning(lease=7, deadline_s=100.0, token=20, is_oldest=True)
-LEADING = Leading(lease=7, deadline_s=100.0, token=20)
-LEAVING = Leaving(lease=7, token=20, reason=LossReason.EXPIRED, noticed_at_s=50.0, margin_s=50.0)
+TOKEN = Token(3, 20)
+CAMPAIGNING = Campaigning(lease=7, deadline_s=100.0, created=20, is_oldest=True)
+LEADING = Leading(lease=7, deadline_s=100.0, token=TOKEN)
+LEAVING = Leaving(lease=7, token=TOKEN, reason=LossReason.EXPIRED, noticed_at_s=50.0, margin_s=50.0)
 STATES: dict[str, State] = {
     "Following": Following(),
     "Campaigning": CAMPAIGNING,
@@ -49,10 +51,10 @@ STATES: dict[str, State] = {
 }
 EVENTS: dict[str, Event] = {
     "LeaseGranted": LeaseGranted(7, 100.0),
-    "QueueSeen": QueueSeen(at_s=50.0, revision=20, token=20, is_oldest=True),
+    "QueueSeen": QueueSeen(at_s=50.0, revision=20, created=20, is_oldest=True),
     "CampaignReturned": CampaignReturned(20),
     "AttemptFailed": AttemptFailed(50.0, BOOM),
-    "Proved": Proved(50.0, 20),
+    "Proved": Proved(50.0, TOKEN),
     "ProofRefused": ProofRefused(50.0),
     "Renewed": Renewed(110.0, 0.001),
     "LeaseLost": LeaseLost(50.0),
@@ -65,7 +67,9 @@ EVENTS: dict[str, Event] = {
 }
 
 
-def left(token: int, reason: LossReason, margin_s: float = 50.0, error: BaseException | None = None) -> Leaving:
+def left(
+    token: Token | None, reason: LossReason, margin_s: float = 50.0, error: BaseException | None = None
+) -> Leaving:
     return Leaving(7, token, reason, 100.0 - margin_s, margin_s, error)
 
 
@@ -79,22 +83,22 @@ EXPECTED: dict[tuple[str, str], Any] = {
     ("Campaigning", "CampaignReturned"): SAME,
     ("Campaigning", "AttemptFailed"): SAME,
     ("Campaigning", "Proved"): LEADING,
-    ("Campaigning", "ProofRefused"): left(0, LossReason.KEY_DELETED),
+    ("Campaigning", "ProofRefused"): left(None, LossReason.KEY_DELETED),
     ("Campaigning", "Renewed"): replace(CAMPAIGNING, deadline_s=110.0),
-    ("Campaigning", "LeaseLost"): left(0, LossReason.EXPIRED),
-    ("Campaigning", "DeadlinePassed"): left(0, LossReason.EXPIRED, 0.0),
-    ("Campaigning", "Stopped"): left(0, LossReason.STEPPED_DOWN),
+    ("Campaigning", "LeaseLost"): left(None, LossReason.EXPIRED),
+    ("Campaigning", "DeadlinePassed"): left(None, LossReason.EXPIRED, 0.0),
+    ("Campaigning", "Stopped"): left(None, LossReason.STEPPED_DOWN),
     ("Leading", "QueueSeen"): SAME,
     ("Leading", "CampaignReturned"): SAME,
     ("Leading", "AttemptFailed"): SAME,
     ("Leading", "Proved"): SAME,
-    ("Leading", "ProofRefused"): left(20, LossReason.KEY_DELETED),
+    ("Leading", "ProofRefused"): left(TOKEN, LossReason.KEY_DELETED),
     ("Leading", "Renewed"): replace(LEADING, deadline_s=110.0),
-    ("Leading", "LeaseLost"): left(20, LossReason.EXPIRED),
-    ("Leading", "DeadlinePassed"): left(20, LossReason.EXPIRED, 0.0),
-    ("Leading", "WorkReturned"): left(20, LossReason.RESIGNED),
-    ("Leading", "WorkFailed"): left(20, LossReason.WORK_FAILED, error=BOOM),
-    ("Leading", "Stopped"): left(20, LossReason.STEPPED_DOWN),
+    ("Leading", "LeaseLost"): left(TOKEN, LossReason.EXPIRED),
+    ("Leading", "DeadlinePassed"): left(TOKEN, LossReason.EXPIRED, 0.0),
+    ("Leading", "WorkReturned"): left(TOKEN, LossReason.RESIGNED),
+    ("Leading", "WorkFailed"): left(TOKEN, LossReason.WORK_FAILED, error=BOOM),
+    ("Leading", "Stopped"): left(TOKEN, LossReason.STEPPED_DOWN),
     ("Leaving", "Released"): Following(),
     ("Closed", "Stopped"): SAME,
     ("Closed", "Departed"): SAME,
@@ -121,13 +125,13 @@ def test_every_state_with_every_event(state: str, event: str) -> None:
 def test_states_are_immutable_values() -> None:
     """A state that somebody holds cannot change under them."""
     with pytest.raises(AttributeError):
-        LEADING.token = 21  # type: ignore[misc]
+        LEADING.token = Token(3, 21)  # type: ignore[misc]
 
 
 def test_own_key_that_is_not_the_oldest_may_not_be_proven() -> None:
     """Being in the queue is not being first in it."""
-    state = step(Campaigning(7, 100.0), QueueSeen(50.0, revision=25, token=20, is_oldest=False))
-    assert state == Campaigning(7, 100.0, token=20, is_oldest=False)
+    state = step(Campaigning(7, 100.0), QueueSeen(50.0, revision=25, created=20, is_oldest=False))
+    assert state == Campaigning(7, 100.0, created=20, is_oldest=False)
     assert isinstance(state, Campaigning)
     assert not state.may_prove
 
@@ -135,42 +139,42 @@ def test_own_key_that_is_not_the_oldest_may_not_be_proven() -> None:
 @pytest.mark.parametrize("state", [CAMPAIGNING, LEADING])
 def test_a_watch_that_has_not_come_to_the_own_key_says_nothing_about_it(state: State) -> None:
     """The RPC can be faster than the watch, which then still shows the time before the key."""
-    assert step(state, QueueSeen(50.0, revision=19, token=0, is_oldest=False)) == state
+    assert step(state, QueueSeen(50.0, revision=19, created=0, is_oldest=False)) == state
 
 
 def test_a_record_that_the_predecessor_has_proven_leads_at_once() -> None:
     """The handover was a compare-and-set on the own key; but only while the lease is certainly alive."""
-    seen = QueueSeen(50.0, revision=30, token=20, is_oldest=True, is_proven=True)
+    seen = QueueSeen(50.0, revision=30, created=20, is_oldest=True, epoch=3)
     assert step(Campaigning(7, 100.0), seen) == LEADING
-    assert step(Campaigning(7, 50.0), seen) == Leaving(7, 0, LossReason.EXPIRED, 50.0, 0.0)
+    assert step(Campaigning(7, 50.0), seen) == Leaving(7, None, LossReason.EXPIRED, 50.0, 0.0)
     assert isinstance(step(Campaigning(7, 100.0), replace(seen, is_oldest=False)), Campaigning)
 
 
 @pytest.mark.parametrize("state", [CAMPAIGNING, LEADING])
-@pytest.mark.parametrize("token", [0, 21])
-def test_own_key_deleted_or_replaced_loses_at_once(state: State, token: int) -> None:
+@pytest.mark.parametrize("created", [0, 21])
+def test_own_key_deleted_or_replaced_loses_at_once(state: State, created: int) -> None:
     """A key of the same name that somebody made anew is not the key that won."""
-    after = step(state, QueueSeen(50.0, revision=30, token=token, is_oldest=bool(token)))
+    after = step(state, QueueSeen(50.0, revision=30, created=created, is_oldest=bool(created)))
     assert isinstance(after, Leaving)
     assert after.reason is LossReason.KEY_DELETED
 
 
 def test_a_proof_that_comes_after_the_deadline_elects_nobody() -> None:
     """The write may have been slow: the deadline counts, not the answer."""
-    after = step(CAMPAIGNING, Proved(at_s=100.0, token=20))
-    assert after == left(0, LossReason.EXPIRED, 0.0)
+    after = step(CAMPAIGNING, Proved(at_s=100.0, token=TOKEN))
+    assert after == left(None, LossReason.EXPIRED, 0.0)
 
 
 def test_a_proof_for_another_key_is_a_mistake() -> None:
     """Nobody proves a key that is not the own one."""
     with pytest.raises(UndefinedTransition):
-        step(CAMPAIGNING, Proved(at_s=50.0, token=19))
+        step(CAMPAIGNING, Proved(at_s=50.0, token=Token(3, 19)))
 
 
 def test_a_call_that_breaks_before_the_key_was_seen_ends_the_attempt() -> None:
     """Its lease is not used again: etcd may delete the key of a broken call later."""
     after = step(Campaigning(7, 100.0), AttemptFailed(50.0, BOOM))
-    assert after == left(0, LossReason.KEY_DELETED, error=BOOM)
+    assert after == left(None, LossReason.KEY_DELETED, error=BOOM)
 
 
 @pytest.mark.parametrize("state", [CAMPAIGNING, LEADING])
@@ -187,19 +191,20 @@ def test_a_watchman_who_woke_too_early_does_nothing(state: State) -> None:
 
 times = st.floats(0, 1_000, allow_nan=False)
 revisions = st.integers(1, 8)
+tokens = st.builds(Token, st.just(3), revisions)
 events = st.one_of(
     st.builds(LeaseGranted, lease=st.just(7), deadline_s=times),
     st.builds(
         QueueSeen,
         at_s=times,
         revision=revisions,
-        token=st.integers(0, 8),
+        created=st.integers(0, 8),
         is_oldest=st.booleans(),
-        is_proven=st.booleans(),
+        epoch=st.none() | st.just(3),
     ),
-    st.builds(CampaignReturned, token=revisions),
+    st.builds(CampaignReturned, created=revisions),
     st.builds(AttemptFailed, at_s=times, error=st.just(BOOM)),
-    st.builds(Proved, at_s=times, token=revisions),
+    st.builds(Proved, at_s=times, token=tokens),
     st.builds(ProofRefused, at_s=times),
     st.builds(Renewed, deadline_s=times, latency_s=st.just(0.001)),
     st.builds(LeaseLost, at_s=times),
@@ -224,10 +229,10 @@ def test_random_lives_keep_the_rules(life: list[Event]) -> None:
             continue
         if isinstance(after, Leading) and not isinstance(state, Leading):
             assert isinstance(event, Proved | QueueSeen)
-            assert isinstance(event, Proved) or (event.is_oldest and event.is_proven)
+            assert isinstance(event, Proved) or (event.is_oldest and event.created == after.token.revision)
             assert isinstance(state, Campaigning)
-            assert event.token == after.token
-            assert state.token in (0, after.token)
+            assert isinstance(event, QueueSeen) or event.token == after.token
+            assert state.created in (0, after.token.revision)
             assert event.at_s < after.deadline_s
         if isinstance(state, Leading) and isinstance(after, Leading):
             assert (after.token, after.lease) == (state.token, state.lease)

@@ -42,6 +42,7 @@ from election.records import (
     Tombstone,
     leader_of,
 )
+from election.token import LARGEST_EPOCH, LARGEST_REVISION, Token
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 zones = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
@@ -55,12 +56,13 @@ sources = st.builds(
     revision=revisions,
     age_s=st.integers(0, 10**12).map(lambda nanoseconds: nanoseconds / 1e9),
 )
+tokens = st.builds(Token, epoch=st.integers(0, LARGEST_EPOCH), revision=st.integers(1, LARGEST_REVISION))
 leaders = st.builds(
     Leader,
     election=texts,
     id=texts,
     address=texts,
-    token=revisions,
+    token=tokens,
     key=texts,
     lease=revisions,
     elected_at=times,
@@ -72,13 +74,14 @@ candidates = st.builds(
     Candidate,
     election=texts,
     key=texts,
-    token=revisions,
+    created=revisions,
     lease=revisions,
     id=texts,
     address=texts,
     labels=labels,
     priority=priorities,
     elected_at=times,
+    token=st.none() | tokens,
     foreign=st.booleans(),
 )
 elections = st.builds(Election, name=texts, candidates=st.integers(0, 2**31 - 1), leader=st.none() | leaders)
@@ -100,7 +103,7 @@ tombstones = st.builds(
     incarnation=revisions,
     reaped_at=times,
     collector=texts,
-    token=revisions,
+    token=tokens,
     collected=st.lists(entries, max_size=3).map(tuple),
 )
 
@@ -199,6 +202,7 @@ def test_whatever_a_stored_record_holds_can_be_sent(
         "reaped_at": at,
         "collector": id,
         "token": number,
+        "epoch": number,
         "collected": [{"key": id, "value": "x", "mod_revision": number}],
     }
     value = json.dumps(record).encode()

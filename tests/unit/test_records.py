@@ -22,6 +22,7 @@ from election.records import (
     printable,
     text_of,
 )
+from election.token import Token
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, 123000, tzinfo=UTC)
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -51,14 +52,14 @@ def test_an_agents_record_is_read_as_written(address: str, labels: dict[str, str
 @given(st.lists(st.builds(StateEntry, key=texts, value=st.binary(max_size=40), mod_revision=st.integers(0, 2**62))))
 def test_a_tombstone_keeps_every_byte_that_was_collected(entries: list[StateEntry]) -> None:
     """Also bytes that are not text."""
-    tombstone = Tombstone("a", 7, NOON, "c", 9, tuple(entries))
+    tombstone = Tombstone("a", 7, NOON, "c", Token(1, 9), tuple(entries))
     assert Tombstone.decode("a", 7, tombstone.encode()) == tombstone
 
 
 @given(st.binary(max_size=200) | st.text().map(str.encode))
 def test_foreign_values_never_raise(value: bytes) -> None:
     """Anyone can write below the prefix."""
-    assert Candidate.of("demo", kv(value)).token == 5
+    assert Candidate.of("demo", kv(value)).created == 5
     AgentRecord.decode("a", value)
     Tombstone.decode("a", 1, value)
 
@@ -109,7 +110,7 @@ def test_the_leader_is_the_oldest_once_it_has_proven_it() -> None:
     assert leader_of([behind, waiting]) is None
     leader = leader_of([behind, proven])
     assert leader is not None
-    assert (leader.id, leader.token, leader.proven) == ("a", 5, True)
+    assert (leader.id, leader.token, leader.proven) == ("a", Token(0, 5), True)
     assert leader_of([]) is None
 
 

@@ -33,7 +33,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from election.candidate import Transition
 from election.collector import CollectorEvent, Reaped, ReapFailed, Suspected
 from election.errors import ConfigError, LossReason, ViewStale
 from election.leadership import (
@@ -52,15 +51,17 @@ from election.leadership import (
     Stopped,
     WorkFailed,
 )
+from election.machine import Transition
 from election.published import TooSlow
 from election.reader import MAX_AGE_S, Answer, Source
 from election.records import Agent, AgentState, Election, Leader, Tombstone
 from election.telemetry import Export, Telemetry, export
+from election.token import Token
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 STANDS = {"election": "scheduler", "candidate": "a"}
-CAMPAIGNING = Campaigning(lease=1, deadline_s=10.0, token=7, is_oldest=True)
-LEADING = Leading(lease=1, deadline_s=10.0, token=7)
+CAMPAIGNING = Campaigning(lease=1, deadline_s=10.0, created=7, is_oldest=True)
+LEADING = Leading(lease=1, deadline_s=10.0, token=Token(0, 7))
 
 
 class SteppedClock:
@@ -201,7 +202,14 @@ def at(seconds: float, event: Event | None, state: State) -> Transition:
 def leaving(
     reason: LossReason, *, token: int = 7, margin_s: float = 5.0, error: BaseException | None = None
 ) -> Leaving:
-    return Leaving(lease=1, token=token, reason=reason, noticed_at_s=5.0, margin_s=margin_s, error=error)
+    return Leaving(
+        lease=1,
+        token=Token(0, token) if token else None,
+        reason=reason,
+        noticed_at_s=5.0,
+        margin_s=margin_s,
+        error=error,
+    )
 
 
 def nanoseconds(seconds: float) -> int:
@@ -230,7 +238,7 @@ async def watch(recorded: Recorded, *transitions: Transition | Exception) -> Non
 A_TERM = (
     at(0, None, Following()),
     at(1, LeaseGranted(1, 10.0), Campaigning(lease=1, deadline_s=10.0)),
-    at(2, Proved(2.0, 7), LEADING),
+    at(2, Proved(2.0, Token(0, 7)), LEADING),
 )
 
 
@@ -249,7 +257,7 @@ async def test_a_term_is_counted_timed_and_traced(recorded: Recorded) -> None:
     assert duration.sum == pytest.approx(60.000001)
     [span] = recorded.spans
     assert span.name == "election.term"
-    assert dict(span.attributes or {}) == {**STANDS, "token": 7, "reason": "resigned"}
+    assert dict(span.attributes or {}) == {**STANDS, "token": "0-7", "reason": "resigned"}
     assert (span.start_time, span.end_time) == (nanoseconds(2), nanoseconds(62.000001))
     assert span.status.status_code is StatusCode.UNSET
     assert span.parent is None
@@ -292,7 +300,7 @@ async def test_every_renewal_is_timed_once(recorded: Recorded) -> None:
         recorded,
         at(0, Renewed(9.0, 8.0), CAMPAIGNING),
         at(1, Renewed(10.0, 0.003), CAMPAIGNING),
-        at(2, Proved(2.0, 7), LEADING),
+        at(2, Proved(2.0, Token(0, 7)), LEADING),
         at(3, Renewed(12.0, 0.25), LEADING),
         at(4, Stopped(4.0, LossReason.RESIGNED), gone),
         at(5, Renewed(14.0, 0.5), gone),
@@ -332,13 +340,13 @@ async def test_two_terms_are_two_spans(recorded: Recorded) -> None:
         *A_TERM,
         at(3, Stopped(3.0, LossReason.STEPPED_DOWN), leaving(LossReason.STEPPED_DOWN)),
         at(4, Released(), Following()),
-        at(5, Proved(5.0, 9), replace(LEADING, token=9)),
+        at(5, Proved(5.0, Token(0, 9)), replace(LEADING, token=Token(0, 9))),
         at(6, DeadlinePassed(6.0), leaving(LossReason.EXPIRED, token=9)),
     )
 
     assert recorded.value("election.terms", **STANDS) == 2
     attributes = [dict(span.attributes or {}) for span in recorded.spans]
-    assert [(one["token"], one["reason"]) for one in attributes] == [(7, "stepped_down"), (9, "expired")]
+    assert [(one["token"], one["reason"]) for one in attributes] == [("0-7", "stepped_down"), ("0-9", "expired")]
 
 
 async def test_a_term_under_way_when_the_watch_ends_is_traced_up_to_there(recorded: Recorded) -> None:
@@ -372,12 +380,12 @@ async def test_a_watch_that_was_cut_off_goes_on(recorded: Recorded, caplog: pyte
         *A_TERM,
         TooSlow("too many"),
         at(30, None, Following()),
-        at(31, Proved(31.0, 9), replace(LEADING, token=9)),
+        at(31, Proved(31.0, Token(0, 9)), replace(LEADING, token=Token(0, 9))),
         at(32, DeadlinePassed(32.0), leaving(LossReason.EXPIRED, token=9)),
     )
 
     assert "the telemetry of a has a gap: too many" in caplog.text
-    assert [(span.attributes or {}).get("token") for span in recorded.spans] == [7, 9]
+    assert [(span.attributes or {}).get("token") for span in recorded.spans] == ["0-7", "0-9"]
     assert recorded.value("election.losses", **STANDS, reason="expired") == 1
 
 
@@ -388,9 +396,9 @@ async def test_every_reap_is_counted_and_traced(recorded: Recorded) -> None:
     """And failures are counted; what happened before the watch is neither."""
     recorded.clock.at_s = 12.0
     collector = FakeCollector(
-        Reaped(Tombstone("before", 1, START, "a", 7)),
+        Reaped(Tombstone("before", 1, START, "a", Token(0, 7))),
         Suspected("w-1", 10.0),
-        Reaped(Tombstone("w-1", 42, START + timedelta(seconds=10), "a", 7)),
+        Reaped(Tombstone("w-1", 42, START + timedelta(seconds=10), "a", Token(0, 7))),
         ReapFailed("w-2", "etcd is away"),
     )
     async with running(recorded.telemetry.watch_collector(collector)):
@@ -402,7 +410,7 @@ async def test_every_reap_is_counted_and_traced(recorded: Recorded) -> None:
     assert recorded.value("election.reap.failures", collector="a") == 1
     [span] = recorded.spans
     assert span.name == "election.reap"
-    assert span.attributes == {"agent": "w-1", "incarnation": 42, "token": 7, "collector": "a"}
+    assert span.attributes == {"agent": "w-1", "incarnation": 42, "token": "0-7", "collector": "a"}
     assert (span.start_time, span.end_time) == (nanoseconds(10), nanoseconds(12))
 
 
@@ -410,7 +418,7 @@ async def test_every_reap_is_counted_and_traced(recorded: Recorded) -> None:
 
 
 def leader(election: str, token: int) -> Leader:
-    return Leader(election, "a", "", token, "key", 1, START, {}, 0, proven=True)
+    return Leader(election, "a", "", Token(0, token), "key", 1, START, {}, 0, proven=True)
 
 
 @asynccontextmanager

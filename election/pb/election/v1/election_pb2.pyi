@@ -80,12 +80,13 @@ class Candidate(google.protobuf.message.Message):
     ID_FIELD_NUMBER: builtins.int
     ADDRESS_FIELD_NUMBER: builtins.int
     KEY_FIELD_NUMBER: builtins.int
-    TOKEN_FIELD_NUMBER: builtins.int
+    CREATE_REVISION_FIELD_NUMBER: builtins.int
     LEASE_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
     ELECTED_AT_FIELD_NUMBER: builtins.int
     FOREIGN_FIELD_NUMBER: builtins.int
+    TOKEN_FIELD_NUMBER: builtins.int
     election: builtins.str
     id: builtins.str
     """The candidate's own name; for a candidate of another program, its value as text."""
@@ -93,8 +94,8 @@ class Candidate(google.protobuf.message.Message):
     """Where the candidate can be reached; may be empty."""
     key: builtins.str
     """The candidate's key in etcd."""
-    token: builtins.int
-    """The key's create revision: the fencing token of its term, once it leads."""
+    create_revision: builtins.int
+    """The key's create revision: those who came later have larger ones."""
     lease: builtins.int
     """The etcd lease that the key is attached to."""
     priority: builtins.int
@@ -102,6 +103,8 @@ class Candidate(google.protobuf.message.Message):
     """True for a key that another program put here, such as `etcdctl elect`. It leads when its key is the
     oldest, and it never proves it.
     """
+    token: builtins.int
+    """The fencing token of its term, as in Leader; 0 while the candidate waits."""
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     @property
@@ -115,15 +118,16 @@ class Candidate(google.protobuf.message.Message):
         id: builtins.str = ...,
         address: builtins.str = ...,
         key: builtins.str = ...,
-        token: builtins.int = ...,
+        create_revision: builtins.int = ...,
         lease: builtins.int = ...,
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         priority: builtins.int = ...,
         elected_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         foreign: builtins.bool = ...,
+        token: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["elected_at", b"elected_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "elected_at", b"elected_at", "election", b"election", "foreign", b"foreign", "id", b"id", "key", b"key", "labels", b"labels", "lease", b"lease", "priority", b"priority", "token", b"token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "create_revision", b"create_revision", "elected_at", b"elected_at", "election", b"election", "foreign", b"foreign", "id", b"id", "key", b"key", "labels", b"labels", "lease", b"lease", "priority", b"priority", "token", b"token"]) -> None: ...
 
 Global___Candidate: typing_extensions.TypeAlias = Candidate
 
@@ -163,7 +167,9 @@ class Leader(google.protobuf.message.Message):
     id: builtins.str
     address: builtins.str
     token: builtins.int
-    """The fencing token: the create revision of the leader's key. It strictly grows from term to term."""
+    """The fencing token, which strictly grows from term to term: epoch << 48 | the create revision of the leader's key.
+    Its text form is EPOCH-REVISION. The epoch is 0 until an operator raises it, after etcd's history was set back.
+    """
     key: builtins.str
     lease: builtins.int
     priority: builtins.int
