@@ -81,7 +81,8 @@ class EpochGuard:
             raise RolledBack(
                 f"etcd's history was set back: it is at {now}, and {highest} has been seen in namespace "
                 f"{self._keyspace.namespace!r}, so tokens would shrink and nobody may lead; once nothing acts on the "
-                "old tokens any more, run `election epoch raise`, or restore etcd with --bump-revision"
+                "old tokens any more, run `election epoch raise`, or restore etcd again with --bump-revision and "
+                "--mark-compacted"
             )
         self._epoch = record.epoch
         self.saw(revision)

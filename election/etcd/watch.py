@@ -81,21 +81,25 @@ async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGe
         backoff.reset()
         yield Snapshot.of(listed)
         try:
-            async with aclosing(watch(client, prefix, listed.header.revision + 1, backoff)) as items:
+            header = listed.header
+            async with aclosing(watch(client, prefix, header.revision + 1, backoff, header.raft_term)) as items:
                 async for item in items:
                     yield item
-        except (Compacted, RolledBack):
+        except Compacted:
             continue
+        except RolledBack:
+            await client.clock.sleep_s(backoff.next_s())
 
 
 async def watch(
-    client: EtcdClient, prefix: bytes, start_revision: int, backoff: Backoff
+    client: EtcdClient, prefix: bytes, start_revision: int, backoff: Backoff, raft_term: int = 0
 ) -> AsyncGenerator[Changes | Heard]:
     """Yields every event under a prefix from a revision on, across the loss of members.
 
     Raises:
         Compacted: when the next event's revision is gone.
-        RolledBack: when the member's history ends before it; it was set back, or the member lags far behind.
+        RolledBack: when a new stream is answered from before `raft_term`, or from before the revision: etcd was
+            restored, and what was known of it may never be contradicted by an event; or the member lags behind.
         EtcdError: for what will not pass by itself.
     """
     next_revision = start_revision
@@ -107,10 +111,11 @@ async def watch(
             await client.clock.sleep_s(backoff.next_s())
             continue
         try:
-            async with aclosing(_read(client, stream, prefix, next_revision)) as items:
+            async with aclosing(_read(client, stream, prefix, next_revision, raft_term)) as items:
                 async for item in items:
                     if isinstance(item, Changes):
                         next_revision = item.revision + 1
+                    raft_term = max(raft_term, client.raft_term)
                     backoff.reset()
                     doubted = False
                     yield item
@@ -126,7 +131,7 @@ async def watch(
 
 
 async def _read(
-    client: EtcdClient, stream: _Watch, prefix: bytes, start_revision: int
+    client: EtcdClient, stream: _Watch, prefix: bytes, start_revision: int, raft_term: int
 ) -> AsyncGenerator[Changes | Heard]:
     """Reads one stream until it ends or falls silent."""
     # From the revision before, which is known to be there: etcd since 3.5.22 and 3.6.2 answers no progress request
@@ -140,9 +145,10 @@ async def _read(
             client.note(answer)
             if answer.canceled:
                 raise _refusal(answer)
-            if answer.created and answer.header.revision < start_revision - 1:
+            if answer.created and (answer.header.revision < start_revision - 1 or answer.header.raft_term < raft_term):
                 raise RolledBack(
-                    f"etcd is at revision {answer.header.revision}, and {start_revision - 1} has been seen"
+                    f"etcd answers at revision {answer.header.revision} of raft term {answer.header.raft_term}, and "
+                    f"revision {start_revision - 1} of term {raft_term} has been seen"
                 )
             fragments += [event for event in answer.events if event.kv.mod_revision >= start_revision]
             if answer.fragment or answer.created:  # a new watch may still have to catch up

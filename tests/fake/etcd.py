@@ -29,7 +29,7 @@ from tests.fake.kv import KeyValues
 from tests.fake.leases import Lessor
 from tests.fake.notice import Notice
 from tests.fake.services import Services
-from tests.fake.store import Store
+from tests.fake.store import SavedStore, Store
 from tests.fake.watches import WatchSession
 
 MAX_REQUEST_BYTES = 1_572_864
@@ -62,6 +62,14 @@ class Member:
     boots: int = 1
     applied: int = 1
     term: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What was saved of a cluster."""
+
+    store: SavedStore
+    leases: dict[int, int]
 
 
 class FakeEtcd:
@@ -131,6 +139,20 @@ class FakeEtcd:
         """Forgets the history before a revision; before the present one where none is given."""
         self.tick()
         self.store.compact(self.store.revision if revision is None else revision)
+
+    def snapshot(self) -> Snapshot:
+        """What `etcdctl snapshot save` keeps: keys and leases, and nothing of raft."""
+        return Snapshot(self.store.saved(), self.lessor.saved())
+
+    def restore(self, snapshot: Snapshot, *, bump: int = 0) -> None:
+        """Starts all members anew from a snapshot: a new cluster with the same ids, whose raft terms begin again."""
+        for member in range(len(self.members)):
+            self.stop(member)
+        self.store.load(snapshot.store, bump=bump)
+        self.lessor.load(snapshot.leases)
+        self.raft_term = 1
+        for member in range(len(self.members)):
+            self.resume(member)
 
     def set_no_space(self, on: bool) -> None:
         """Raises or disarms the NOSPACE alarm."""

@@ -57,6 +57,16 @@ class Lessor:
         self._extend(lease)
         return lease
 
+    def saved(self) -> dict[int, int]:
+        """The ids of all leases and their TTLs, for `load`."""
+        return {lease.id: lease.ttl_s for lease in self._leases.values()}
+
+    def load(self, saved: dict[int, int]) -> None:
+        """Becomes what was saved: each lease begins anew."""
+        self._leases = {lease_id: Lease(lease_id, ttl_s, 0.0) for lease_id, ttl_s in saved.items()}
+        self._ends = []
+        self.restart(0.0)
+
     def find(self, lease_id: int) -> Lease:
         """A lease by its id; raises etcd's NOT_FOUND."""
         if lease_id not in self._leases:

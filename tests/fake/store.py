@@ -6,6 +6,7 @@ versions until they are compacted, so that ranges and watches can look back.
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,16 @@ class _Version:
     """None where the key was deleted."""
 
 
+@dataclass(frozen=True, slots=True)
+class SavedStore:
+    """What a snapshot holds of a store."""
+
+    revision: int
+    compacted: int
+    history: dict[bytes, list[_Version]]
+    events: dict[int, tuple[kv.Event, ...]]
+
+
 class Store:
     """All keys at all revisions since the last compaction. Revision 1 is the empty store."""
 
@@ -52,6 +63,21 @@ class Store:
         self._events: dict[int, tuple[kv.Event, ...]] = {}
         self._attached: dict[int, dict[bytes, None]] = {}
         self._changes: list[kv.Event] = []
+
+    def saved(self) -> SavedStore:
+        """All that there is, for `load`."""
+        return SavedStore(self.revision, self.compacted, copy.deepcopy(self._history), dict(self._events))
+
+    def load(self, saved: SavedStore, *, bump: int = 0) -> None:
+        """Becomes what was saved; `bump` is added to its revision, as `--bump-revision` does."""
+        self.revision, self.compacted = saved.revision + bump, saved.compacted
+        self._history, self._events = copy.deepcopy(saved.history), dict(saved.events)
+        self._keys = sorted(self._history)
+        self._attached = {}
+        for key in self._keys:
+            found = self.get(key)
+            if found is not None and found.lease:
+                self._attached.setdefault(found.lease, {})[key] = None
 
     # --- reading -------------------------------------------------------------------------------------------
 

@@ -1,0 +1,222 @@
+"""The history of etcd is set back: no token is smaller than one before, and somebody leads after all."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from election.candidate import Candidate
+from election.epoch import EpochGuard, raise_epoch, read_epoch
+from election.errors import RolledBack
+from election.leadership import Leading
+from election.token import Token
+from tests.fake.clock import virtual
+from tests.fake.etcd import Snapshot
+from tests.simulation.world import ELECTION, KEYS, Node, World, leads, standing, world
+
+
+class Folder:
+    """A local state folder, without files: it outlives candidates."""
+
+    def __init__(self) -> None:
+        self.highest = Token(0, 0)
+
+    async def advance(self, name: str, token: Token) -> Token:
+        assert name == KEYS.namespace
+        self.highest = max(self.highest, token)
+        return self.highest
+
+
+def token(node: Node) -> Token:
+    state = node.candidate.state
+    assert isinstance(state, Leading)
+    return state.token
+
+
+async def raised(node: Node) -> None:
+    """What `election epoch raise` does."""
+    await raise_epoch(node.client, KEYS, by="operator")
+
+
+async def saved_before(here: World, *nodes: Node) -> Snapshot:
+    """A snapshot that is older than the present term."""
+    leader = await leads(*nodes)
+    snapshot = here.etcd.snapshot()
+    for _ in range(50):
+        await leader.client.put(b"elsewhere", b"")
+    for _ in nodes:  # whoever leads at the end has queued after the snapshot
+        (await leads(*nodes)).candidate.hand_over()
+        await asyncio.sleep(5)
+    await leads(*nodes)
+    return snapshot
+
+
+@virtual
+async def test_nobody_leads_after_a_restore_until_the_epoch_is_raised(caplog: pytest.LogCaptureFixture) -> None:
+    """Also nobody who came later and knows nothing of what was lost; and the log says how to go on."""
+    here = world()
+    async with standing(here, ["a", "b"]) as [a, b]:
+        snapshot = await saved_before(here, a, b)
+        before = token(await leads(a, b))
+        here.etcd.restore(snapshot)
+        await asyncio.sleep(30)
+        async with here.node("late") as late:
+            with pytest.raises(RolledBack, match=f"{before.epoch}-.* has been seen .* `election epoch raise`"):
+                await late.candidate.lead(here.work)
+            reported = await read_epoch(late.client, KEYS)
+        assert reported.epoch == 0
+        assert reported.revision >= before.revision
+        assert reported.by in ("a", "b")
+        assert not a.candidate.is_leader
+        assert not b.candidate.is_leader
+        assert any("etcd's history was set back" in record.message for record in caplog.records)
+        await raised(a)
+        after = token(await leads(a, b))
+        assert after.epoch == 1
+        assert before.revision > after.revision
+        assert before < after
+    here.check_spans()
+
+
+@virtual
+async def test_a_restore_that_bumps_the_revision_needs_no_operator() -> None:
+    """Tokens grow by themselves; and the raft terms that begin anew are not taken for those of a deposed leader."""
+    here = world()
+    async with standing(here, ["a", "b"]) as [a, b]:
+        snapshot = await saved_before(here, a, b)
+        for _ in range(5):
+            here.etcd.change_leader()
+            await asyncio.sleep(2)
+        before = token(await leads(a, b))
+        here.etcd.restore(snapshot, bump=1_000_000)
+        await asyncio.sleep(30)
+        after = await leads(a, b)
+        assert before < token(after)
+        assert token(after).epoch == 0
+        held = token(after)
+        await asyncio.sleep(30)  # it is renewed
+        assert token(after) == held
+    here.check_spans()
+
+
+@virtual
+async def test_a_process_that_was_restarted_remembers_by_its_state_folder() -> None:
+    """Nobody else lives who could know."""
+    here, folder = world(), Folder()
+
+    def remembering(node: Node) -> Candidate:
+        guard = EpochGuard(node.client, KEYS, memory=folder)
+        return Candidate(node.client, KEYS, ELECTION, id="a", guard=guard, rng=here.rng("a"))
+
+    async with here.node("first") as first:
+        snapshot = here.etcd.snapshot()
+        first.candidate = remembering(first)
+        standing_first = asyncio.create_task(first.candidate.lead(here.work))
+        await leads(first)
+        await asyncio.sleep(1)
+        assert folder.highest >= token(first)
+        first.candidate.leave()
+        await standing_first
+    here.etcd.restore(snapshot)
+    await asyncio.sleep(1)
+    async with here.node("second") as second:
+        second.candidate = remembering(second)
+        with pytest.raises(RolledBack):
+            await second.candidate.lead(here.work)
+        await raised(second)
+        standing_second = asyncio.create_task(second.candidate.lead(here.work))
+        await leads(second)
+        second.candidate.leave()
+        await standing_second
+    here.check_spans()
+
+
+@virtual
+async def test_keys_that_were_copied_to_another_etcd_tell_what_was_seen() -> None:
+    """The last token of the election is among them, and etcd's revision is behind it."""
+    here = world()
+    async with here.node("a") as a:
+        await a.client.put(KEYS.highest(ELECTION), b"0-5000")
+        with pytest.raises(RolledBack, match="0-5000 has been seen"):
+            await a.candidate.lead(here.work)
+        await raised(a)
+        await a.client.put(KEYS.highest(ELECTION), b"what somebody else wrote")
+        standing_a = asyncio.create_task(a.candidate.lead(here.work))
+        await leads(a)
+        assert token(a).epoch == 1
+        a.candidate.leave()
+        await standing_a
+
+
+@virtual
+async def test_an_epoch_that_is_raised_counts_for_those_who_wait() -> None:
+    """Whether they prove their leadership themselves, or their predecessor hands over."""
+    here = world()
+    async with standing(here, ["a", "b", "c"]) as [a, b, c]:
+        await leads(a)
+        await raised(a)
+        await asyncio.sleep(1)
+        assert token(a).epoch == 0  # the term goes on
+        a.candidate.leave()
+        assert await leads(b, c) is b
+        assert token(b).epoch == 1
+        await raised(a)
+        state = b.candidate.state
+        assert isinstance(state, Leading)
+        await a.client.lease_revoke(state.lease)
+        assert await leads(c) is c
+        assert token(c).epoch == 2
+    assert [span.token.epoch for span in here.spans[:3]] == [0, 1, 2]
+
+
+@virtual
+async def test_an_epoch_that_cannot_be_read_lets_nobody_lead() -> None:
+    """Anyone can write below the prefix; raising the epoch mends it."""
+    here = world()
+    async with here.node("a") as a:
+        await a.client.put(KEYS.epoch, b"nonsense")
+        with pytest.raises(Exception, match="is not an epoch: run `election epoch raise`"):
+            await a.candidate.lead(here.work)
+        await raised(a)
+        standing_a = asyncio.create_task(a.candidate.lead(here.work))
+        await leads(a)
+        a.candidate.leave()
+        await standing_a
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_tokens_grow_over_random_restores(seed: int) -> None:
+    """Snapshots of any age, with other faults between; an operator raises the epoch some time after each restore."""
+
+    @virtual
+    async def run() -> None:
+        here, rng = world(seed), random.Random(seed)
+        async with standing(here, ["a", "b", "c"]) as nodes:
+            snapshots = [here.etcd.snapshot()]
+            for _ in range(8):
+                await asyncio.sleep(rng.uniform(0, 20))
+                match rng.choice(["save", "save", "hand over", "cut", "move", "restore"]):
+                    case "save":
+                        snapshots.append(here.etcd.snapshot())
+                    case "hand over":
+                        for node in nodes:
+                            if node.candidate.is_leader:
+                                node.candidate.leave() if rng.random() < 0.2 else None
+                    case "cut":
+                        node = rng.choice(nodes)
+                        node.transport.cut(0, 1, 2)
+                        await asyncio.sleep(rng.uniform(0, 15))
+                        node.transport.mend()
+                    case "move":
+                        here.etcd.change_leader()
+                    case "restore":
+                        here.etcd.restore(rng.choice(snapshots))
+                        await asyncio.sleep(rng.uniform(15, 30))
+                        await raised(nodes[0])
+            await asyncio.sleep(30)
+        here.check_spans()
+        assert here.spans
+
+    run()
