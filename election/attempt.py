@@ -58,6 +58,7 @@ class Candidacy:
     guard: EpochGuard
     watch: QueueWatch
     rng: random.Random
+    where: Callable[[], str] | None = None
 
     @property
     def who(self) -> str:
@@ -97,9 +98,12 @@ class Attempt:
                 state = await self._win()
                 if isinstance(state, Leading):
                     helpers.append(group.create_task(self._candidacy.guard.keep(state.token)))
-                    work = lead(state.token)
                     await run_work(
-                        self._machine, work, margin_s=self._candidacy.config.margin_s, who=self._candidacy.who
+                        self._machine,
+                        lead(state.token),
+                        margin_s=self._candidacy.config.margin_s,
+                        who=self._candidacy.who,
+                        where=self._candidacy.where,
                     )
                 for helper in helpers:
                     helper.cancel()

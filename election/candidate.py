@@ -7,7 +7,7 @@ import logging
 import os
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 from election import leadership
@@ -27,6 +27,7 @@ from election.records import CandidateRecord
 from election.term import Loss, Term
 from election.token import Token
 from election.views import View
+from election.watchdog import Watchdog
 
 logger = logging.getLogger("election")
 
@@ -48,6 +49,7 @@ class Candidate:
         priority: int = 0,
         config: CandidateConfig | None = None,
         guard: EpochGuard | None = None,
+        watchdog: Watchdog | None = None,
         rng: random.Random | None = None,
     ) -> None:
         if election != COLLECTOR_ELECTION:
@@ -59,6 +61,7 @@ class Candidate:
         self._keyspace = keyspace
         self._config = config or CandidateConfig()
         self._guard = guard or EpochGuard(client, keyspace)
+        self._watchdog = watchdog
         self._rng = rng or random.Random()
         self._record = CandidateRecord(self.id, address, check_labels(labels or {}), priority)
         self._record.encode()  # a record that is too large is an error now, not at the first campaign
@@ -137,12 +140,15 @@ class Candidate:
         self._attempt.successor = to
         self._machine.stop(LossReason.TRANSFERRED)
 
-    async def lead(self, work: Work, *, once: bool = False, reraise: bool = False) -> Loss | None:
+    async def lead(
+        self, work: Work, *, once: bool = False, reraise: bool = False, where: Callable[[], str] | None = None
+    ) -> Loss | None:
         """Stands for the election, runs `work(term)` in each term that it wins, and stands again after it.
 
         The work is cancelled when the term is lost, and joined before the key is released; so work that ignores
         its cancellation delays its successor up to the end of the lease, and no longer: from then on only fencing
-        protects, and the log says where the work hangs. A work that returns resigns. A work that raises ends the term
+        protects, and the log says where the work hangs: what `where()` tells, or else where its coroutine waits. A work
+        that returns resigns. A work that raises ends the term
         with `work_failed`; the error is logged and kept in the Loss, and the candidate stands again after a pause,
         which doubles while the work fails.
 
@@ -159,7 +165,7 @@ class Candidate:
         backoff = Backoff(self._config.retry_s, self._config.retry_max_s, self._rng)
         contacted = False
         last_term: Loss | None = None
-        async with self._standing() as candidacy:
+        async with self._standing(where) as candidacy:
             while not self._left.is_set():
                 try:
                     left = await self._stand(candidacy, work)
@@ -184,13 +190,21 @@ class Candidate:
         return last_term
 
     @asynccontextmanager
-    async def _standing(self) -> AsyncGenerator[Candidacy]:
+    async def _standing(self, where: Callable[[], str] | None) -> AsyncGenerator[Candidacy]:
         """Watches the queue while the candidate stands, over all its attempts."""
         if self._watch is not None:
             raise ElectionError(f"candidate {self.id!r} already stands for {self.election!r}: one lead() at a time")
         watch = self._watch = QueueWatch(self._client, self._keyspace, self.election, who=self.id)
         candidacy = Candidacy(
-            self._client, self._keyspace, self.election, self._record, self._config, self._guard, watch, self._rng
+            self._client,
+            self._keyspace,
+            self.election,
+            self._record,
+            self._config,
+            self._guard,
+            watch,
+            self._rng,
+            where,
         )
         following = asyncio.create_task(watch.run(candidacy.backoff()))
         try:
@@ -220,12 +234,19 @@ class Candidate:
 
         def lead(token: Token) -> Awaitable[Any]:
             term = self._machine.term = Term(self, attempt.key, token)
-            return work(term)
+            return self._work(work, term)
 
         try:
             return await attempt.run(lead)
         finally:
             self._attempt = None
+
+    async def _work(self, work: Work, term: Term) -> None:
+        with ExitStack() as stack:
+            if self._watchdog is not None:
+                who = f"{self.id} in {self.election!r}"
+                stack.enter_context(self._watchdog.watching(self._machine, who=who, grace_s=self._config.margin_s / 2))
+            await work(term)
 
     async def _pause(self, duration_s: float) -> None:
         """Waits between two attempts, but not for a candidate that was asked to leave."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -19,12 +20,14 @@ from election.config import (
     CollectorConfig,
     EtcdConfig,
     TlsConfig,
+    default_id,
 )
 from election.epoch import EpochGuard
 from election.etcd.client import EtcdClient
 from election.etcd.transport import Transport
 from election.keys import Keyspace
 from election.views import View
+from election.watchdog import Watchdog
 
 
 class Store:
@@ -39,17 +42,20 @@ class Store:
         config: EtcdConfig,
         namespace: str = DEFAULT_NAMESPACE,
         *,
+        state_dir: Path | None = None,
         clock: Clock | None = None,
         transport: Transport | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.keyspace = Keyspace(namespace)
         self.config = config
+        self._state_dir = state_dir
         self._clock = clock
         self._transport = transport
         self._rng = rng or random.Random()
         self._client: EtcdClient | None = None
         self._guard: EpochGuard | None = None
+        self._watchdog = Watchdog()
 
     async def __aenter__(self) -> Self:
         """Opens the channels; a member that cannot be reached shows at the first call."""
@@ -74,13 +80,15 @@ class Store:
         self,
         election: str,
         *,
-        id: str,
+        id: str | None = None,
         address: str = "",
         labels: Mapping[str, str] | None = None,
         priority: int = 0,
         config: CandidateConfig | None = None,
     ) -> Candidate:
         """A candidate for an election; `id` names it to people, `address` says where it can be reached.
+
+        Without an `id`, the host's name and the process id are its name.
 
         Raises:
             ConfigError: a name that is not valid, or a record of more than 4 KiB.
@@ -89,12 +97,13 @@ class Store:
             self.client,
             self.keyspace,
             election,
-            id=id,
+            id=id or default_id(),
             address=address,
             labels=labels,
             priority=priority,
             config=config,
             guard=self._guard,
+            watchdog=self._watchdog,
             rng=self._rng,
         )
 
@@ -129,12 +138,15 @@ def connect(
     namespace: str = DEFAULT_NAMESPACE,
     tls: TlsConfig | None = None,
     user: str | None = None,
+    state_dir: Path | None = None,
 ) -> Store:
     """A store for `async with`; nothing is sent before that.
 
-    `endpoints` is one or several HOST:PORT, also as one text with commas; `user` is NAME:PASSWORD.
+    `endpoints` is one or several HOST:PORT, also as one text with commas; `user` is NAME:PASSWORD. `state_dir` is a
+    folder of this machine, made if need be, where the highest token that was seen outlives the process: with it, a
+    candidate notices that etcd's history was set back even when nobody else lives who could know.
 
     Raises:
         ConfigError: for endpoints, files or names that cannot be used.
     """
-    return Store(EtcdConfig.parse(endpoints, tls=tls, user=user), namespace)
+    return Store(EtcdConfig.parse(endpoints, tls=tls, user=user), namespace, state_dir=state_dir)

@@ -9,7 +9,11 @@ from types import CodeType, FrameType
 from typing import Any
 
 
-def where(task: asyncio.Future[Any]) -> str:
+_CALLS = 6
+"""How many calls of a thread are told: below the work there are only those of the event loop."""
+
+
+def where_task(task: asyncio.Future[Any]) -> str:
     """The calls that a suspended task waits in, outermost first, as `function (file:line)`; the text is for people."""
     calls: list[str] = []
     awaited: Any = task.get_coro() if isinstance(task, asyncio.Task) else None
@@ -23,9 +27,9 @@ def where(task: asyncio.Future[Any]) -> str:
 
 
 def where_thread(thread: int) -> str:
-    """The calls that a thread is in at present, outermost first; empty when there is no such thread."""
+    """The innermost calls that a thread is in at present, outermost first; empty when there is no such thread."""
     frame = sys._current_frames().get(thread)
-    stack = traceback.extract_stack(frame) if frame is not None else ()
+    stack = traceback.extract_stack(frame)[-_CALLS:] if frame is not None else ()
     return " > ".join(f"{call.name} ({call.filename}:{call.lineno})" for call in stack)
 
 

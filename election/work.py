@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -12,13 +12,18 @@ from election import leadership
 from election.errors import LossReason
 from election.leadership import Leading, Leaving
 from election.machine import Machine
-from election.stuck import where
+from election.stuck import where_task
 
 logger = logging.getLogger("election")
 
 
-async def run_work(machine: Machine, work: Awaitable[Any], *, margin_s: float, who: str) -> None:
-    """Runs the work until it ends or the term is lost; joined when this returns, even when cancelled."""
+async def run_work(
+    machine: Machine, work: Awaitable[Any], *, margin_s: float, who: str, where: Callable[[], str] | None = None
+) -> None:
+    """Runs the work until it ends or the term is lost; joined when this returns, even when cancelled.
+
+    `where` tells where the work hangs when it does not stop in time; by default, where its coroutine waits.
+    """
     working = asyncio.ensure_future(work)
     lost = asyncio.create_task(machine.until(lambda state: not isinstance(state, Leading)))
     try:
@@ -27,7 +32,7 @@ async def run_work(machine: Machine, work: Awaitable[Any], *, margin_s: float, w
     finally:
         machine.stop(LossReason.CLOSED)  # only when cancelled
         lost.cancel()
-        await _join(machine, working, margin_s, who)
+        await _join(machine, working, margin_s, who, where or (lambda: where_task(working)))
 
 
 def _note_end(machine: Machine, working: asyncio.Future[Any], who: str) -> None:
@@ -41,7 +46,9 @@ def _note_end(machine: Machine, working: asyncio.Future[Any], who: str) -> None:
         machine.apply(leadership.WorkReturned(now_s))
 
 
-async def _join(machine: Machine, working: asyncio.Future[Any], margin_s: float, who: str) -> None:
+async def _join(
+    machine: Machine, working: asyncio.Future[Any], margin_s: float, who: str, where: Callable[[], str]
+) -> None:
     """Cancels the work and waits for its end, however long that takes; says so when it is past the deadline."""
     loss = machine.state
     assert isinstance(loss, Leaving)
@@ -65,7 +72,7 @@ async def _join(machine: Machine, working: asyncio.Future[Any], margin_s: float,
                 who,
                 loss.token,
                 loss.reason.value,
-                where(working),
+                where(),
             )
     with suppress(asyncio.CancelledError, Exception):
         working.result()

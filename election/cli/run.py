@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
-import socket
 from contextlib import aclosing
 
 import click
@@ -18,7 +15,7 @@ from election.cli.options import Settings, command, parse_labels, setting
 from election.cli.output import print_event, print_json, print_line
 from election.cli.signals import on_signal, until_signal
 from election.collector import Collector, Reaped, ReapFailed, Recovered, Suspected
-from election.config import LONGEST_TTL_S, AgentConfig, CandidateConfig, CollectorConfig
+from election.config import LONGEST_TTL_S, AgentConfig, CandidateConfig, CollectorConfig, default_id
 from election.errors import LossReason
 from election.leadership import Campaigning, Leading, Leaving, Renewed
 from election.machine import Transition
@@ -30,12 +27,6 @@ _LABEL = setting(
 )
 _SECONDS = click.IntRange(1, LONGEST_TTL_S)
 _PRIORITY = click.IntRange(-(2**31), 2**31 - 1)
-
-
-def default_id() -> str:
-    """A name for this process: the host's name and the process id."""
-    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).strip("-._") or "host"
-    return f"{host[:100]}-{os.getpid()}"
 
 
 @command("campaign")

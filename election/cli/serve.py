@@ -15,10 +15,10 @@ from election.cli.exits import OK
 from election.cli.metrics import metrics_options, telemetry
 from election.cli.options import FILE, Settings, command, setting
 from election.cli.output import print_event
-from election.cli.run import default_id, print_collector
+from election.cli.run import print_collector
 from election.cli.signals import on_signal
 from election.collector import Collector
-from election.config import CollectorConfig
+from election.config import CollectorConfig, default_id
 from election.errors import EtcdError
 from election.server.serving import GrpcServer
 
