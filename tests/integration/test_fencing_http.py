@@ -24,7 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from election.errors import ConfigError, LossReason, NotLeader
-from election.fencing.asgi import CLAIM, FencingMiddleware, Receive, Scope, Send, fencing_headers
+from election.fencing.asgi import CLAIM, App, FencingMiddleware, Receive, Scope, Send, fencing_headers
 from election.fencing.claim import PassedOn
 from election.fencing.highwater import MemoryHighWater
 from election.token import Token
@@ -40,15 +40,23 @@ class Service:
 
     port: int = 0
     reached: list[str] = field(default_factory=list)
+    send: Send | None = None
 
-    def asgi(self) -> Starlette:
+    def asgi(self) -> App:
         routes = [
             Route("/write", self._write, methods=["POST", "GET"]),
             Route("/health", self._write, methods=["POST"]),
             Route("/health/write", self._write, methods=["POST"]),
             WebSocketRoute("/feed", self._feed),
         ]
-        return Starlette(routes=routes, lifespan=self._lifespan)
+        starlette = Starlette(routes=routes, lifespan=self._lifespan)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "websocket":
+                self.send = send
+            await starlette(scope, receive, send)
+
+        return app
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -68,8 +76,9 @@ class Service:
         except WebSocketDisconnect as disconnect:
             self.reached.append(f"disconnected {disconnect.code}")
         try:
-            await feed.send({"type": "websocket.send", "text": "too late"})
-        except WebSocketDisconnect:
+            assert self.send is not None
+            await self.send({"type": "websocket.send", "text": "by a task that has not heard yet"})
+        except OSError:
             self.reached.append("cannot send")
 
     def ask(
@@ -355,15 +364,16 @@ def test_an_open_socket_is_closed_at_the_first_message_after_a_newer_leader_was_
     with served() as service, service.feed(OLD) as feed:
         feed.send("a")
         assert feed.recv(WAIT_S) == "done"
-        with service.feed(NEW):
-            feed.send("b")
-            with pytest.raises(ConnectionClosed) as caught:
-                feed.recv(WAIT_S)
+        assert service.write(NEW) == 200
+        service.reached.clear()
+        feed.send("b")
+        with pytest.raises(ConnectionClosed) as caught:
+            feed.recv(WAIT_S)
         assert caught.value.rcvd is not None
         assert caught.value.rcvd.code == 4412
         assert caught.value.rcvd.reason == "token 3-900 is not the leader's any more: 4-7 has been seen"
         service.until_reached("cannot send")
-        assert service.reached[:2] == ["a", "disconnected 4412"]
+        assert service.reached == ["disconnected 4412", "cannot send"]
 
 
 def test_an_open_socket_is_closed_when_its_message_cannot_be_checked(served: Serve) -> None:
