@@ -216,6 +216,18 @@ def test_without_the_guard_the_deposed_ones_write_comes_last(database: Database)
     assert ("committed", "committed") in ends
 
 
+def test_an_admission_outside_of_the_transaction_does_not_help(postgres: Postgres) -> None:
+    """The newer leader gets in between the check and the write."""
+    database = made(Database(connector(postgres, "read committed"), "%s"))
+
+    def apart(connection: Any, token: Token) -> None:
+        with closing(database.connect()) as other, sql.fenced(other, PassedOn(ELECTION, token)):
+            pass
+
+    _, damaged = ends_in_every_order(database, apart)
+    assert damaged >= 1
+
+
 # --- many leaders, at random ------------------------------------------------------------------------------------
 
 
