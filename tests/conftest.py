@@ -15,6 +15,7 @@ from election.config import EtcdConfig
 from election.dev.etcd import EtcdCluster, binary_version, find_binary
 from election.errors import ConfigError
 from election.etcd.client import EtcdClient
+from tests.postgres import Postgres
 
 _ETCD_FIXTURES = {"etcd_cluster", "single_etcd", "fresh_cluster"}
 
@@ -67,6 +68,18 @@ async def client(etcd_cluster: EtcdCluster) -> AsyncIterator[EtcdClient]:
     """A client of the shared cluster."""
     async with EtcdClient(EtcdConfig(etcd_cluster.endpoints)) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server; a test keeps to a `new_database` of it."""
+    with tempfile.TemporaryDirectory(prefix="election-test-") as folder:
+        server = Postgres(Path(folder))
+        try:
+            server.wait_ready()
+            yield server
+        finally:
+            server.stop()
 
 
 @contextmanager
