@@ -37,8 +37,9 @@ def main(out: Path) -> None:
             text = text.replace("_descriptor_pool.Default()", "_ETCD_POOL")
             text = text.replace(
                 "from google.protobuf import descriptor_pool as _descriptor_pool",
-                f"from {PACKAGE}.pool import ETCD as _ETCD_POOL",
+                f"from {PACKAGE}.pool import ETCD as _ETCD_POOL, build as _build",
             )
+            text = text.replace("_builder.BuildTopDescriptorsAndMessages(", "_build(")
         file.write_text(text)
     for folder in {file.parent for file in out.rglob("*_pb2.py")} | {out / "election"}:
         (folder / "__init__.py").touch()

@@ -75,7 +75,6 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.xfail(strict=True, reason="in pure Python, protobuf registers our etcd messages in its default pool, too")
 def test_a_transaction_of_the_etcd3_package_is_refused_once_its_leader_was_deposed(
     single_etcd: EtcdCluster, namespace: str
 ) -> None:

@@ -5,7 +5,7 @@
 # Protobuf Python Version: 6.31.1
 """Generated protocol buffer code."""
 from google.protobuf import descriptor as _descriptor
-from election.pb.pool import ETCD as _ETCD_POOL
+from election.pb.pool import ETCD as _ETCD_POOL, build as _build
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
@@ -30,7 +30,7 @@ DESCRIPTOR = _ETCD_POOL.AddSerializedFile(b'\n\x13\x65tcd/election.proto\x12\x0c
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'election.pb.etcd.election_pb2', _globals)
+_build(DESCRIPTOR, 'election.pb.etcd.election_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CAMPAIGNREQUEST']._serialized_start=68

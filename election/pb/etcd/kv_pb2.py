@@ -5,7 +5,7 @@
 # Protobuf Python Version: 6.31.1
 """Generated protocol buffer code."""
 from google.protobuf import descriptor as _descriptor
-from election.pb.pool import ETCD as _ETCD_POOL
+from election.pb.pool import ETCD as _ETCD_POOL, build as _build
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
@@ -28,7 +28,7 @@ DESCRIPTOR = _ETCD_POOL.AddSerializedFile(b'\n\retcd/kv.proto\x12\x06mvccpb\"u\n
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'election.pb.etcd.kv_pb2', _globals)
+_build(DESCRIPTOR, 'election.pb.etcd.kv_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_KEYVALUE']._serialized_start=25

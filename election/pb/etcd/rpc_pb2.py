@@ -5,7 +5,7 @@
 # Protobuf Python Version: 6.31.1
 """Generated protocol buffer code."""
 from google.protobuf import descriptor as _descriptor
-from election.pb.pool import ETCD as _ETCD_POOL
+from election.pb.pool import ETCD as _ETCD_POOL, build as _build
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
@@ -29,7 +29,7 @@ DESCRIPTOR = _ETCD_POOL.AddSerializedFile(b'\n\x0e\x65tcd/rpc.proto\x12\x0c\x65t
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'election.pb.etcd.rpc_pb2', _globals)
+_build(DESCRIPTOR, 'election.pb.etcd.rpc_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ALARMTYPE']._serialized_start=5766
