@@ -8,7 +8,6 @@ import traceback
 from types import CodeType, FrameType
 from typing import Any
 
-
 _CALLS = 6
 """How many calls of a thread are told: below the work there are only those of the event loop."""
 

@@ -60,6 +60,15 @@ class AgentCommands(Commands):
     }
 
 
+class EpochCommands(Commands):
+    """The commands below `election epoch`."""
+
+    where: ClassVar[dict[str, str]] = {
+        "raise": "election.cli.epoch:raise_",
+        "show": "election.cli.epoch:show",
+    }
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="election", message="%(prog)s %(version)s")
 @group_options(env=True)
@@ -80,6 +89,14 @@ def cli(context: click.Context, /, **options: object) -> None:
 @click.pass_context
 def agents(context: click.Context, /, **options: object) -> None:
     """Agents: who is alive, and what they leave behind."""
+    remember_group_options(context, options)
+
+
+@cli.group(cls=EpochCommands, context_settings={"help_option_names": ["-h", "--help"]})
+@group_options()
+@click.pass_context
+def epoch(context: click.Context, /, **options: object) -> None:
+    """The first part of every fencing token: what to raise after etcd was restored from a snapshot."""
     remember_group_options(context, options)
 
 

@@ -16,11 +16,10 @@ pytestmark = pytest.mark.etcd
 
 PROGRAM = """
 import asyncio, json, sys
-from types import SimpleNamespace
 
 import etcd3 as package
 
-from election import CandidateConfig, NotLeader, Token, connect
+from election import CandidateConfig, NotLeader, connect
 from election.fencing import etcd3
 
 endpoint, namespace = sys.argv[1:]
@@ -39,8 +38,7 @@ async def led(candidate):
     terms = asyncio.Queue()
 
     async def work(term):
-        held = SimpleNamespace(key=term.key, token=Token.of_int(int(term.token)), check=term.check)
-        await terms.put(held)
+        await terms.put(term)
         await asyncio.Event().wait()
 
     standing = asyncio.create_task(candidate.lead(work, once=True))

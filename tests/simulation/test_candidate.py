@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from itertools import pairwise
 from typing import cast
 
 import pytest
@@ -17,6 +18,7 @@ from election.etcd.methods import Method, Req, Resp
 from election.etcd.transport import Metadata
 from election.leadership import Closed, Following, Leading
 from election.pb.etcd import election_pb2 as el
+from election.reader import LeaderEventKind
 from election.term import Loss, Term
 from election.token import Token
 from tests.fake.clock import virtual
@@ -237,7 +239,10 @@ async def test_work_that_does_not_stop_is_reported(caplog: pytest.LogCaptureFixt
         await leads(a)
         a.transport.cut(0, 1, 2)
         await asyncio.sleep(20)
-        assert [record.levelname for record in caplog.records if "has not stopped" in record.message] == ["CRITICAL"]
+        [report] = [record for record in caplog.records if "has not stopped" in record.message]
+        assert report.levelname == "CRITICAL"
+        assert "test_work_that_does_not_stop_is_reported.<locals>.stubborn (" in report.message
+        assert f"{__file__}:" in report.message
         a.transport.mend()
         loss = await standing_a
     assert loss is not None
@@ -310,6 +315,127 @@ async def test_once_returns_the_loss_of_the_first_term() -> None:
         assert isinstance(loss.error, ValueError)
         assert 8 < loss.margin_s < 9.1
         assert node.candidate.state == Following()
+
+
+@virtual
+async def test_the_loss_of_a_term_can_be_awaited() -> None:
+    """By any number of tasks, at once when it is noticed, and long afterwards."""
+    here = world()
+    terms: list[Term] = []
+
+    async def work(term: Term) -> None:
+        terms.append(term)
+        await here.work(term)
+
+    async def noticed(term: Term) -> tuple[Loss, float]:
+        return await term.lost, asyncio.get_running_loop().time()
+
+    async with here.node("a") as a, here.node("b") as b:
+        standing_a = asyncio.create_task(a.candidate.lead(work))
+        await leads(a)
+        [term] = terms
+        assert term.loss is None
+        waiting = [asyncio.create_task(noticed(term)) for _ in range(3)]
+        given_up = asyncio.create_task(noticed(term))
+        await asyncio.sleep(5)
+        given_up.cancel()
+        await asyncio.wait({given_up})
+        state = a.candidate.state
+        assert isinstance(state, Leading)
+        left_s = state.deadline_s - a.clock.now_s()
+        at, at_s = a.clock.wall(), asyncio.get_running_loop().time()
+        await b.client.lease_revoke(state.lease)
+        for loss, noticed_at_s in await asyncio.gather(*waiting):
+            assert (loss.token, loss.reason, loss.error) == (term.token, LossReason.KEY_DELETED, None)
+            assert 0 <= noticed_at_s - at_s < 0.1
+            assert 0 <= (loss.noticed_at - at).total_seconds() < 0.1
+            assert 0 <= left_s - loss.margin_s < 0.1
+        await leads(a)
+        assert terms[1].loss is None
+        a.candidate.leave()
+        await standing_a
+        assert (await term.lost).reason is LossReason.KEY_DELETED
+        assert (await terms[1].lost).reason is LossReason.RESIGNED
+        assert a.candidate.loss == await terms[1].lost
+
+
+@virtual
+async def test_work_that_fails_again_and_again_is_begun_less_and_less_often() -> None:
+    """Up to the longest pause; a term that ended otherwise begins the pauses anew."""
+    here = world()
+    began_s: list[float] = []
+
+    async def failing(_: Term) -> None:
+        began_s.append(asyncio.get_running_loop().time())
+        raise ValueError("no")
+
+    async with here.node("a", config=CandidateConfig(retry_s=0.5, retry_max_s=4)) as a:
+        standing_a = asyncio.create_task(a.candidate.lead(failing))
+        await asyncio.sleep(30)
+        a.candidate.leave()
+        await standing_a
+    pauses_s = [after - before for before, after in pairwise(began_s)]
+    assert pauses_s[0] < 1
+    assert all(2 <= pause_s < 4.5 for pause_s in pauses_s[4:])
+    assert len(pauses_s) > 6
+
+
+@virtual
+async def test_work_that_fails_can_be_raised_instead() -> None:
+    """Once the key is released; what ends otherwise does not raise."""
+    here = world()
+
+    async def failing(_: Term) -> None:
+        raise ValueError("no")
+
+    async with here.node("a") as a:
+        with pytest.raises(ValueError, match="no"):
+            await a.candidate.lead(failing, reraise=True)
+        assert (await a.client.list(KEYS.campaigns)).count == 0
+        assert a.candidate.state == Following()
+        standing_a = asyncio.create_task(a.candidate.lead(here.work, reraise=True))
+        state = (await leads(a)).candidate.state
+        assert isinstance(state, Leading)
+        await a.client.lease_revoke(state.lease)
+        await asyncio.sleep(5)
+        assert a.candidate.is_leader
+        a.candidate.leave()
+        await standing_a
+
+
+@virtual
+async def test_observing_tells_changes_and_vacancy() -> None:
+    """Also to who does not stand, and when the history that a watch would need is compacted meanwhile."""
+    here = world()
+    seen: list[tuple[LeaderEventKind, str | None]] = []
+
+    async def observe(node: Node) -> None:
+        async for event in node.candidate.observe():
+            seen.append((event.kind, event.leader.id if event.leader else None))  # noqa: PERF401 (it never ends)
+
+    async with here.node("watcher") as watcher, here.node("a") as a, here.node("b") as b:
+        observing = asyncio.create_task(observe(watcher))
+        await asyncio.sleep(1)
+        standing_a = asyncio.create_task(a.candidate.lead(here.work))
+        await leads(a)
+        standing_b = asyncio.create_task(b.candidate.lead(here.work))
+        await asyncio.sleep(1)
+        a.candidate.leave()
+        await leads(b)
+        watcher.transport.cut(0, 1, 2)
+        b.candidate.leave()
+        await asyncio.gather(standing_a, standing_b)
+        here.etcd.compact()
+        watcher.transport.mend()
+        await asyncio.sleep(10)
+        observing.cancel()
+        await asyncio.wait({observing})
+    assert seen == [
+        (LeaderEventKind.VACATED, None),
+        (LeaderEventKind.ELECTED, "a"),
+        (LeaderEventKind.ELECTED, "b"),
+        (LeaderEventKind.VACATED, None),
+    ]
 
 
 @virtual
