@@ -16,8 +16,9 @@ def client_fence(term: HeldTerm) -> list[_Fence]:
     """Interceptors for `grpc.intercept_channel`: calls carry the term's token, and none is made after the term.
 
     `term.check()` runs before each call: its NotLeader reaches the caller where an error of the call would. It
-    also runs before each message of a request stream; a call in the middle of one is then broken off, as gRPC
-    does when an iterator of requests raises, with UNKNOWN.
+    also runs before each message of a request stream; the call is then broken off with UNKNOWN, as gRPC does when
+    an iterator of requests raises. To a handler, that can look as if the stream had ended, like any call that is
+    broken off: let the last message say that it is the last.
 
     The check holds at that moment. What is then on its way, or waits for a connection, is the server's to refuse.
     """

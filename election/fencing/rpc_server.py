@@ -131,6 +131,7 @@ class _Requests:
         return self
 
     def __next__(self) -> Any:
+        self._admission.confirm()
         try:
             request = next(self._requests)
         except StopIteration:

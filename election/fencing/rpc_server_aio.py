@@ -138,6 +138,7 @@ class _Requests:
         return self
 
     async def __anext__(self) -> Any:
+        self._admission.confirm()
         try:
             request = await anext(self._requests)
         except StopAsyncIteration:
@@ -158,6 +159,7 @@ class _Context:
         return getattr(self._context, name)
 
     async def read(self) -> Any:
+        self._admission.confirm()
         message = await self._context.read()
         await self._admission.check()
         return message
