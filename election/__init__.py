@@ -22,12 +22,20 @@ if TYPE_CHECKING:
         ElectionError,
         EtcdError,
         EtcdUnavailable,
+        HighWaterError,
         LossReason,
         NoSpace,
         NotLeader,
         RolledBack,
         ViewStale,
     )
+    from election.fencing.highwater import FileHighWater, MemoryHighWater
+    from election.fencing.highwater_etcd import EtcdHighWater
+    from election.fencing.highwater_sqlite import SqliteHighWater
+    from election.fencing.rpc import Claim, claim_of
+    from election.fencing.rpc_client import aio_client_fence, client_fence
+    from election.fencing.rpc_server import ServerFence
+    from election.fencing.rpc_server_aio import AioServerFence
     from election.fencing.txn import fenced_delete, fenced_put, fenced_txn, guard
     from election.reader import Reader
     from election.store import Store, connect
@@ -41,8 +49,10 @@ __all__ = [
     "AgentConfig",
     "AgentExists",
     "AgentLost",
+    "AioServerFence",
     "Candidate",
     "CandidateConfig",
+    "Claim",
     "Client",
     "Collector",
     "CollectorConfig",
@@ -51,20 +61,29 @@ __all__ = [
     "ElectionError",
     "EtcdConfig",
     "EtcdError",
+    "EtcdHighWater",
     "EtcdUnavailable",
+    "FileHighWater",
+    "HighWaterError",
     "Loss",
     "LossReason",
+    "MemoryHighWater",
     "NoSpace",
     "NotLeader",
     "Reader",
     "RolledBack",
+    "ServerFence",
     "ServerUnavailable",
+    "SqliteHighWater",
     "Store",
     "Term",
     "TlsConfig",
     "Token",
     "View",
     "ViewStale",
+    "aio_client_fence",
+    "claim_of",
+    "client_fence",
     "connect",
     "dial",
     "fenced_delete",
@@ -73,7 +92,11 @@ __all__ = [
     "guard",
 ]
 
-_PARTS = "agents candidate client collector config errors fencing.txn reader store term token views"
+_PARTS = (
+    "agents candidate client collector config errors fencing.highwater fencing.highwater_etcd fencing.rpc "
+    "fencing.rpc_client fencing.rpc_server fencing.rpc_server_aio fencing.txn reader store term token views "
+    "fencing.highwater_sqlite"  # the last one: a Python can be without sqlite3
+)
 
 
 def __getattr__(name: str) -> object:

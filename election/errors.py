@@ -84,6 +84,10 @@ class Deposed(ElectionError):
     """A resource refused the token, which is not the leader's any more. Nothing was written."""
 
 
+class HighWaterError(ElectionError):
+    """The highest token seen cannot be read or kept at present: whoever asked must refuse."""
+
+
 class AgentLost(ElectionError):
     """The agent's lease is gone or may be gone: what it writes now would be refused. It has to register anew."""
 
