@@ -29,14 +29,14 @@ if TYPE_CHECKING:
         RolledBack,
         ViewStale,
     )
-    from election.fencing.highwater import FileHighWater, MemoryHighWater
     from election.fencing.highwater_etcd import EtcdHighWater
     from election.fencing.highwater_sqlite import SqliteHighWater
-    from election.fencing.rpc import Claim, claim_of
+    from election.fencing.rpc import claim_of
     from election.fencing.rpc_client import aio_client_fence, client_fence
     from election.fencing.rpc_server import ServerFence
     from election.fencing.rpc_server_aio import AioServerFence
     from election.fencing.txn import fenced_delete, fenced_put, fenced_txn, guard
+    from election.highwater import FileHighWater, MemoryHighWater
     from election.reader import Reader
     from election.store import Store, connect
     from election.term import Loss, Term
@@ -52,7 +52,6 @@ __all__ = [
     "AioServerFence",
     "Candidate",
     "CandidateConfig",
-    "Claim",
     "Client",
     "Collector",
     "CollectorConfig",
@@ -93,7 +92,7 @@ __all__ = [
 ]
 
 _PARTS = (
-    "agents candidate client collector config errors fencing.highwater fencing.highwater_etcd fencing.rpc "
+    "agents candidate client collector config errors highwater fencing.highwater_etcd fencing.rpc "
     "fencing.rpc_client fencing.rpc_server fencing.rpc_server_aio fencing.txn reader store term token views "
     "fencing.highwater_sqlite"  # the last one: a Python can be without sqlite3
 )

@@ -171,31 +171,21 @@ class Attempt:
                     self._look(look)
 
     def _look(self, look: Look) -> None:
-        queue = self._candidacy.watch.queue
-        own = queue.get(self.key)
-        revision = look.revision
-        if look.is_set_back:  # a key that was made in the history that is lost will not show any more
-            revision = max(revision, self._created)
         self._candidacy.guard.saw(look.revision)
+        now_s, queue = self._clock.now_s(), self._candidacy.watch.queue
+        if look.is_set_back:  # a key of another history, also where it is there: whoever stands has to be admitted anew
+            self._machine.apply(leadership.ProofRefused(now_s))
+            return
+        own = queue.get(self.key)
         self._machine.apply(
             leadership.QueueSeen(
-                at_s=self._clock.now_s(),
-                revision=revision,
+                at_s=now_s,
+                revision=look.revision,
                 created=own.created if own else 0,
                 is_oldest=queue.is_oldest(self.key),
                 epoch=own.token.epoch if own and own.token else None,
             )
         )
-
-    @property
-    def _created(self) -> int:
-        match self._machine.state:
-            case Campaigning(created=created):
-                return created
-            case Leading(token=token):
-                return token.revision
-            case _:
-                return 0
 
     # --- winning ---------------------------------------------------------------------------------------------
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Protocol
 
-from election.errors import ElectionError, EtcdError, RolledBack
+from election.errors import ElectionError, EtcdError, HighWaterError, RolledBack
 from election.etcd import txn
 from election.etcd.client import EtcdClient, Repeat
+from election.highwater import AsyncHighWater
 from election.keys import Keyspace
 from election.pb.etcd import rpc_pb2 as rpc
 from election.pb.etcd.kv_pb2 import KeyValue
@@ -27,14 +27,6 @@ from election.token import Token
 logger = logging.getLogger("election")
 
 _NOTHING = Token(0, 0)
-
-
-class Memory(Protocol):
-    """Where the highest token that was seen outlives the process."""
-
-    async def advance(self, name: str, token: Token) -> Token:
-        """Raises the mark of `name` to the token if that is larger, and returns the mark as it is then."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +46,7 @@ class Epoch:
 class EpochGuard:
     """Lets candidates of one namespace stand only while tokens grow; shared by all of a connection."""
 
-    def __init__(self, client: EtcdClient, keyspace: Keyspace, *, memory: Memory | None = None) -> None:
+    def __init__(self, client: EtcdClient, keyspace: Keyspace, *, memory: AsyncHighWater | None = None) -> None:
         self._client = client
         self._keyspace = keyspace
         self._memory = memory
@@ -106,7 +98,7 @@ class EpochGuard:
             return _NOTHING
         try:
             return await self._memory.advance(self._keyspace.namespace, token)
-        except OSError as error:
+        except HighWaterError as error:
             logger.warning("the highest token cannot be kept in the state folder: %s", error)
             return _NOTHING
 

@@ -23,8 +23,10 @@ from election.config import (
     default_id,
 )
 from election.epoch import EpochGuard
+from election.errors import ConfigError
 from election.etcd.client import EtcdClient
 from election.etcd.transport import Transport
+from election.highwater import AsyncHighWater, FileHighWater, asynchronous
 from election.keys import Keyspace
 from election.views import View
 from election.watchdog import Watchdog
@@ -60,7 +62,7 @@ class Store:
     async def __aenter__(self) -> Self:
         """Opens the channels; a member that cannot be reached shows at the first call."""
         self._client = EtcdClient(self.config, clock=self._clock, transport=self._transport)
-        self._guard = EpochGuard(self._client, self.keyspace)
+        self._guard = EpochGuard(self._client, self.keyspace, memory=_memory(self._state_dir))
         return self
 
     async def __aexit__(
@@ -130,6 +132,16 @@ class Store:
     def view(self, prefix: bytes | None = None) -> View:
         """The read model, of the whole namespace or of what is below a prefix of it."""
         return View(self.client, self.keyspace, prefix=prefix, rng=self._rng)
+
+
+def _memory(state_dir: Path | None) -> AsyncHighWater | None:
+    if state_dir is None:
+        return None
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the state folder {state_dir} cannot be made: {error.strerror}") from None
+    return asynchronous(FileHighWater(state_dir / "highest.json"))
 
 
 def connect(

@@ -24,7 +24,6 @@ raise the mark, so authenticate callers before this middleware.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
@@ -33,8 +32,8 @@ from http import HTTPStatus
 from typing import Any
 
 from election.errors import ConfigError
-from election.fencing.claim import Claim, PassedOn
-from election.fencing.highwater import AsyncHighWater, HighWater, MemoryHighWater
+from election.fencing.claim import ELECTION_KEY, TOKEN_KEY, Claim, PassedOn
+from election.highwater import AsyncHighWater, HighWater, asynchronous
 from election.token import Token
 
 logger = logging.getLogger("election")
@@ -45,8 +44,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-TOKEN_HEADER = "x-fencing-token"  # noqa: S105 - a header's name
-ELECTION_HEADER = "x-fencing-election"
 CLAIM = "election.claim"
 """The key in the ASGI scope under which the application finds the claim that was admitted, a `PassedOn`."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
@@ -62,7 +59,7 @@ def fencing_headers(claim: Claim) -> dict[str, str]:
         NotLeader: the term is over, by the local clock.
     """
     claim.check()
-    return {ELECTION_HEADER: claim.election, TOKEN_HEADER: str(claim.token)}
+    return {ELECTION_KEY: claim.election, TOKEN_KEY: str(claim.token)}
 
 
 class FencingMiddleware:
@@ -93,7 +90,7 @@ class FencingMiddleware:
         self._elections = frozenset(elections)
         if isinstance(elections, str) or not self._elections:
             raise ConfigError("name the elections whose leaders this service obeys, as a list")
-        self._advance = _advance_of(store)
+        self._advance = asynchronous(store).advance
         self._required = required
         self._exempt = frozenset(exempt)
         self._unfenced = frozenset(unfenced)
@@ -123,13 +120,13 @@ class FencingMiddleware:
 
     def _claim_of(self, scope: Scope) -> PassedOn | None:
         """What the headers say; None when they say nothing and need not."""
-        tokens, elections = _values(scope, TOKEN_HEADER), _values(scope, ELECTION_HEADER)
+        tokens, elections = _values(scope, TOKEN_KEY), _values(scope, ELECTION_KEY)
         if not tokens and not elections:
             if self._required:
-                raise _Refused(428, f"send the fencing token: the headers {TOKEN_HEADER} and {ELECTION_HEADER}")
+                raise _Refused(428, f"send the fencing token: the headers {TOKEN_KEY} and {ELECTION_KEY}")
             return None
         if len(tokens) != 1 or len(elections) != 1:
-            raise _Refused(400, f"send {TOKEN_HEADER} and {ELECTION_HEADER} once each")
+            raise _Refused(400, f"send {TOKEN_KEY} and {ELECTION_KEY} once each")
         if elections[0] not in self._elections:
             raise _Refused(400, f"this service does not obey the leader of election {elections[0][:128]!r}")
         try:
@@ -210,16 +207,3 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, refused: _Refused)
 
 def _values(scope: Scope, header: str) -> list[str]:
     return [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == header.encode()]
-
-
-def _advance_of(store: HighWater | AsyncHighWater) -> Callable[[str, Token], Awaitable[Token]]:
-    advance: Any = store.advance
-    if inspect.iscoroutinefunction(advance):
-        return advance  # type: ignore[no-any-return]
-    if isinstance(store, MemoryHighWater):
-
-        async def at_once(name: str, token: Token) -> Token:
-            return store.advance(name, token)
-
-        return at_once
-    return partial(asyncio.to_thread, advance)

@@ -7,6 +7,11 @@ from typing import Protocol
 
 from election.token import Token
 
+TOKEN_KEY = "x-fencing-token"  # noqa: S105 (no password)
+"""In the metadata of a gRPC call, or the headers of an HTTP request: the token, in its text form."""
+ELECTION_KEY = "x-fencing-election"
+"""Beside it: the election's name."""
+
 
 class Claim(Protocol):
     """That somebody acts for the leader of an election with this token: a `Term`, or a token that was passed on."""

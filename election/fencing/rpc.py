@@ -23,12 +23,11 @@ from typing import Any, Protocol, TypeAlias
 from grpc import StatusCode
 
 from election.errors import ConfigError, ElectionError
+from election.fencing.claim import ELECTION_KEY, TOKEN_KEY, PassedOn
 from election.token import Token
 
 logger = logging.getLogger("election")
 
-TOKEN_KEY = "x-fencing-token"  # noqa: S105 (no password)
-ELECTION_KEY = "x-fencing-election"
 HIGHEST_KEY = "x-fencing-highest"
 """In the trailing metadata of a refusal, and of nothing else: the highest token seen, which is above the call's."""
 
@@ -40,17 +39,6 @@ HEALTH_AND_REFLECTION = (
 Metadata: TypeAlias = Iterable[tuple[str, Any]]
 
 
-class HeldTerm(Protocol):
-    """What has to be known of a term for its calls to be fenced; `election.Term` is one."""
-
-    election: str
-    token: Token
-
-    def check(self) -> None:
-        """Raises NotLeader when the term is over, by the local clock."""
-        ...
-
-
 class Context(Protocol):
     """The context that gRPC gives to a handler, sync or asyncio, as far as it is needed here."""
 
@@ -59,15 +47,7 @@ class Context(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What a call says of its sender: that it leads this election, by this token."""
-
-    election: str
-    token: Token
-
-
-def claim_of(context: Context) -> Claim | None:
+def claim_of(context: Context) -> PassedOn | None:
     """The claim of the call that a handler answers, to pass the token on to what it writes; None without one.
 
     It only reads the metadata: they have been checked where the method is fenced.
@@ -78,7 +58,7 @@ def claim_of(context: Context) -> Claim | None:
     return claim_in(context.invocation_metadata() or ())
 
 
-def claim_in(metadata: Metadata) -> Claim | None:
+def claim_in(metadata: Metadata) -> PassedOn | None:
     """The claim in the metadata of a call; raises ConfigError unless both keys are there once, or not at all."""
     found: dict[str, list[Any]] = {TOKEN_KEY: [], ELECTION_KEY: []}
     for key, value in metadata:
@@ -91,7 +71,7 @@ def claim_in(metadata: Metadata) -> Claim | None:
         raise ConfigError(
             f"a call carries {TOKEN_KEY} and {ELECTION_KEY} once each, not {len(tokens)} and {len(elections)} times"
         )
-    return Claim(str(elections[0]), Token.parse(str(tokens[0])))
+    return PassedOn(str(elections[0]), Token.parse(str(tokens[0])))
 
 
 class Refused(ElectionError):
@@ -124,7 +104,7 @@ class Rules:
         method = method.removeprefix("/")
         return method in self.exempt or method.partition("/")[0] in self.exempt
 
-    def judge(self, metadata: Metadata) -> Claim | Refused | None:
+    def judge(self, metadata: Metadata) -> PassedOn | Refused | None:
         """The claim of a call, or why it is refused whatever has been seen; None when it may go without a claim."""
         try:
             claim = claim_in(metadata)
@@ -144,7 +124,7 @@ class Rules:
         return claim
 
 
-def verdict(claim: Claim, mark: Token) -> Refused | None:
+def verdict(claim: PassedOn, mark: Token) -> Refused | None:
     """Why a claim is refused, unless its token is the highest one seen."""
     if mark == claim.token:
         return None

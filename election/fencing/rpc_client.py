@@ -9,10 +9,11 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from election.fencing.rpc import ELECTION_KEY, TOKEN_KEY, HeldTerm, Metadata
+from election.fencing.claim import ELECTION_KEY, TOKEN_KEY, Claim
+from election.fencing.rpc import Metadata
 
 
-def client_fence(term: HeldTerm) -> list[_Fence]:
+def client_fence(term: Claim) -> list[_Fence]:
     """Interceptors for `grpc.intercept_channel`: calls carry the term's token, and none is made after the term.
 
     `term.check()` runs before each call: its NotLeader reaches the caller where an error of the call would. It
@@ -25,7 +26,7 @@ def client_fence(term: HeldTerm) -> list[_Fence]:
     return [_Fence(term)]
 
 
-def aio_client_fence(term: HeldTerm) -> list[grpc.aio.ClientInterceptor]:
+def aio_client_fence(term: Claim) -> list[grpc.aio.ClientInterceptor]:
     """As `client_fence`, for the channels of `grpc.aio`, which want one interceptor for each kind of call.
 
     A call that is broken off in the middle of its request stream raises CancelledError, as gRPC does there.
@@ -33,7 +34,7 @@ def aio_client_fence(term: HeldTerm) -> list[grpc.aio.ClientInterceptor]:
     return [_UnaryUnary(term), _UnaryStream(term), _StreamUnary(term), _StreamStream(term)]
 
 
-def _stamped(term: HeldTerm, metadata: Metadata | None) -> list[tuple[str, Any]]:
+def _stamped(term: Claim, metadata: Metadata | None) -> list[tuple[str, Any]]:
     term.check()
     kept = [(key, value) for key, value in metadata or () if key.lower() not in (TOKEN_KEY, ELECTION_KEY)]
     return [*kept, (TOKEN_KEY, str(term.token)), (ELECTION_KEY, term.election)]
@@ -58,7 +59,7 @@ class _Fence(
     grpc.StreamUnaryClientInterceptor,
     grpc.StreamStreamClientInterceptor,
 ):
-    def __init__(self, term: HeldTerm) -> None:
+    def __init__(self, term: Claim) -> None:
         self._term = term
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
@@ -84,7 +85,7 @@ class _Fence(
         )
 
 
-def _checked(term: HeldTerm, requests: Iterable[Any]) -> Iterator[Any]:
+def _checked(term: Claim, requests: Iterable[Any]) -> Iterator[Any]:
     for request in requests:
         term.check()
         yield request
@@ -94,7 +95,7 @@ def _checked(term: HeldTerm, requests: Iterable[Any]) -> Iterator[Any]:
 
 
 class _AioFence:
-    def __init__(self, term: HeldTerm) -> None:
+    def __init__(self, term: Claim) -> None:
         self._term = term
 
     def _details(self, given: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
@@ -127,7 +128,7 @@ class _StreamStream(_AioFence, grpc.aio.StreamStreamClientInterceptor):
         return await continuation(self._details(client_call_details), _aio_checked(self._term, request_iterator))
 
 
-async def _aio_checked(term: HeldTerm, requests: AsyncIterable[Any] | Iterable[Any]) -> AsyncIterator[Any]:
+async def _aio_checked(term: Claim, requests: AsyncIterable[Any] | Iterable[Any]) -> AsyncIterator[Any]:
     if isinstance(requests, AsyncIterable):
         async for request in requests:
             term.check()

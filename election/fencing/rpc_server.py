@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 import grpc
 
 from election.errors import Deposed
-from election.fencing.highwater import HighWater, MemoryHighWater
-from election.fencing.rpc import HEALTH_AND_REFLECTION, Claim, Refused, Rules, undecided, verdict
+from election.fencing.claim import PassedOn
+from election.fencing.rpc import HEALTH_AND_REFLECTION, Refused, Rules, undecided, verdict
+from election.highwater import HighWater, MemoryHighWater
 from election.token import Token
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # not generic when it runs
@@ -60,13 +61,13 @@ class ServerFence(grpc.ServerInterceptor):
 class Admission:
     """Whether one call may go on. A call that has been refused stays so."""
 
-    def __init__(self, judged: Claim | Refused, advance: Advance) -> None:
+    def __init__(self, judged: PassedOn | Refused, advance: Advance) -> None:
         self._judged = judged
         self._advance = advance
 
     def check(self) -> None:
         """Raises Refused unless the highest token seen is the call's."""
-        if isinstance(claim := self._judged, Claim):
+        if isinstance(claim := self._judged, PassedOn):
             try:
                 refused = verdict(claim, self._advance(claim.election, claim.token))
             except Exception as error:  # noqa: BLE001 (whatever it is: the call does not go on)

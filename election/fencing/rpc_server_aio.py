@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
@@ -13,9 +12,10 @@ import grpc
 import grpc.aio
 
 from election.errors import Deposed
-from election.fencing.highwater import AsyncHighWater, HighWater, MemoryHighWater
-from election.fencing.rpc import HEALTH_AND_REFLECTION, Claim, Refused, Rules, undecided, verdict
+from election.fencing.claim import PassedOn
+from election.fencing.rpc import HEALTH_AND_REFLECTION, Refused, Rules, undecided, verdict
 from election.fencing.rpc_server import Admission, Advance, Handler, guarded, rebuilt
+from election.highwater import AsyncHighWater, HighWater, MemoryHighWater, asynchronous
 from election.token import Token
 
 AsyncAdvance: TypeAlias = Callable[[str, Token], Awaitable[Token]]
@@ -51,21 +51,8 @@ class AioServerFence(grpc.aio.ServerInterceptor):
             return handler
         handle: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         if inspect.iscoroutinefunction(handle) or inspect.isasyncgenfunction(handle):
-            return _guarded(handler, handle, _Admission(judged, _without_blocking(self._store)))
+            return _guarded(handler, handle, _Admission(judged, asynchronous(self._store).advance))
         return guarded(handler, Admission(judged, _from_thread(self._store, asyncio.get_running_loop())))
-
-
-def _without_blocking(store: Any) -> AsyncAdvance:
-    if inspect.iscoroutinefunction(store.advance):
-        return store.advance  # type: ignore[no-any-return]
-    if not isinstance(store, MemoryHighWater):
-        return functools.partial(asyncio.to_thread, store.advance)
-
-    async def advance(name: str, token: Token) -> Token:
-        mark: Token = store.advance(name, token)
-        return mark
-
-    return advance
 
 
 def _from_thread(store: Any, loop: asyncio.AbstractEventLoop) -> Advance:
@@ -83,12 +70,12 @@ def _from_thread(store: Any, loop: asyncio.AbstractEventLoop) -> Advance:
 class _Admission:
     """See `Admission`."""
 
-    def __init__(self, judged: Claim | Refused, advance: AsyncAdvance) -> None:
+    def __init__(self, judged: PassedOn | Refused, advance: AsyncAdvance) -> None:
         self._judged = judged
         self._advance = advance
 
     async def check(self) -> None:
-        if isinstance(claim := self._judged, Claim):
+        if isinstance(claim := self._judged, PassedOn):
             try:
                 refused = verdict(claim, await self._advance(claim.election, claim.token))
             except Exception as error:  # noqa: BLE001 (whatever it is: the call does not go on)

@@ -26,7 +26,7 @@ from websockets.sync.client import ClientConnection, connect
 from election.errors import ConfigError, LossReason, NotLeader
 from election.fencing.asgi import CLAIM, App, FencingMiddleware, Receive, Scope, Send, fencing_headers
 from election.fencing.claim import PassedOn
-from election.fencing.highwater import MemoryHighWater
+from election.highwater import MemoryHighWater
 from election.token import Token
 
 WAIT_S = 10.0

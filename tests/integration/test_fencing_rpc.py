@@ -21,13 +21,14 @@ from election.config import EtcdConfig
 from election.dev.etcd import EtcdCluster
 from election.errors import ConfigError, Deposed, HighWaterError, LossReason, NotLeader
 from election.etcd.client import EtcdClient
-from election.fencing.highwater import FileHighWater
+from election.fencing.claim import ELECTION_KEY, TOKEN_KEY, PassedOn
 from election.fencing.highwater_etcd import EtcdHighWater
 from election.fencing.highwater_sqlite import SqliteHighWater
-from election.fencing.rpc import ELECTION_KEY, HIGHEST_KEY, TOKEN_KEY, Claim, claim_of
+from election.fencing.rpc import HIGHEST_KEY, claim_of
 from election.fencing.rpc_client import aio_client_fence, client_fence
 from election.fencing.rpc_server import ServerFence
 from election.fencing.rpc_server_aio import AioServerFence
+from election.highwater import FileHighWater
 from election.token import Token
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ class HeldTerm:
 class Resource:
     """What has reached the handlers: the method, the claim, and the message."""
 
-    seen: list[tuple[str, Claim | None, bytes]] = field(default_factory=list)
+    seen: list[tuple[str, PassedOn | None, bytes]] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
 
     def note(self, method: str, context: Any, message: bytes) -> bytes:
@@ -70,7 +71,7 @@ class Resource:
         return [message for name, _, message in self.seen if name == method]
 
     @property
-    def claims(self) -> set[Claim | None]:
+    def claims(self) -> set[PassedOn | None]:
         return {claim for _, claim, _ in self.seen}
 
 
@@ -334,7 +335,7 @@ async def test_a_leaders_calls_pass_and_handlers_get_its_token(kind: str, resour
         for token in (OLD, NEW, NEWEST):
             resource.seen.clear()
             await call_all(await callers.leader(address, token))
-            assert resource.claims == {Claim("scheduler", token)}
+            assert resource.claims == {PassedOn("scheduler", token)}
             assert {method for method, _, _ in resource.seen} == {"Put", "Tail", "Upload", "Commit", "Chat"}
 
 
@@ -705,7 +706,7 @@ async def test_the_terms_metadata_replace_others(resource: Resource, callers: Ca
     async with serving("aio", resource, "scheduler", "other") as address:
         leader = await callers.leader(address, NEW)
         await leader.put(metadata=(*metadata(OLD, "other"), *metadata(NEWEST), ("x-mine", "stays")))
-        assert resource.claims == {Claim("scheduler", NEW)}
+        assert resource.claims == {PassedOn("scheduler", NEW)}
 
 
 class SyncCaller:
@@ -755,7 +756,7 @@ async def test_channels_of_grpc_are_fenced_as_well(resource: Resource) -> None:
 
     async with serving("grpc", resource) as address:
         await in_thread(address, HeldTerm(NEW), calls)
-        assert resource.claims == {Claim("scheduler", NEW)}
+        assert resource.claims == {PassedOn("scheduler", NEW)}
         resource.seen.clear()
         await in_thread(address, HeldTerm(OLD), refused)
         assert resource.seen == []

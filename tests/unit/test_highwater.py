@@ -30,9 +30,9 @@ from election.etcd import methods
 from election.etcd.client import EtcdClient
 from election.etcd.methods import Method
 from election.etcd.transport import RpcFailed
-from election.fencing.highwater import FileHighWater, HighWater, MemoryHighWater
 from election.fencing.highwater_etcd import EtcdHighWater
 from election.fencing.highwater_sqlite import SqliteHighWater
+from election.highwater import FileHighWater, HighWater, MemoryHighWater
 from election.token import Token
 from tests.fake.clock import VirtualClock, virtual
 from tests.fake.etcd import FakeEtcd
@@ -456,7 +456,7 @@ def test_a_path_that_cannot_be_used_is_found_at_once(make: Callable[[Path], High
 
 def test_the_file_store_needs_no_grpc() -> None:
     """A candidate's local state must not wait for it."""
-    program = "import sys, election.fencing.highwater as _; sys.exit('grpc' in sys.modules)"
+    program = "import sys, election.highwater as _; sys.exit('grpc' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

@@ -15,6 +15,7 @@ ORDER = (
     "clock",
     "backoff",
     "published",
+    "highwater",
     "keys",
     "config",
     "credentials",

@@ -6,7 +6,9 @@ leader in again, until the present one has been heard.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
+import inspect
 import json
 import os
 import threading
@@ -14,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from election.errors import ConfigError, HighWaterError
 from election.token import Token
@@ -59,6 +61,23 @@ class MemoryHighWater:
         with self._lock:
             mark = self._marks[name] = max(token, self._marks.get(name, token))
             return mark
+
+
+def asynchronous(store: HighWater | AsyncHighWater) -> AsyncHighWater:
+    """The store as one that does not block the event loop: asked in a thread, unless it is in memory."""
+    if inspect.iscoroutinefunction(store.advance):
+        return cast("AsyncHighWater", store)
+    return _Asynchronous(cast("HighWater", store))
+
+
+class _Asynchronous:
+    def __init__(self, store: HighWater) -> None:
+        self._store = store
+
+    async def advance(self, name: str, token: Token) -> Token:
+        if isinstance(self._store, MemoryHighWater):
+            return self._store.advance(name, token)
+        return await asyncio.to_thread(self._store.advance, name, token)
 
 
 class FileHighWater:
