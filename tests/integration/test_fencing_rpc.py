@@ -237,7 +237,11 @@ async def serving(kind: str, resource: Resource, *elections: str, **settings: An
 
 
 class Caller:
-    """Calls over one channel of grpc.aio."""
+    """Calls over one channel of grpc.aio.
+
+    A stream that will be refused is given no requests: grpc.aio shows INTERNAL when a refusal meets a write, and
+    hides what the server said (grpc #36066).
+    """
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
@@ -349,8 +353,8 @@ async def test_a_deposed_leader_is_refused(kind: str, resource: Resource, caller
         resource.seen.clear()
         check_deposed(await refusal(old.put()))
         check_deposed(await refusal(old.tail().read()))
-        check_deposed(await refusal(old.upload([b"u"])))
-        check_deposed(await refusal(old.chat([b"c"]).read()))
+        check_deposed(await refusal(old.upload()))
+        check_deposed(await refusal(old.chat().read()))
         assert resource.seen == []
         await new.put()
         check_deposed(await refusal((await callers.leader(address, Token(0, 6))).put()), Token(0, 6))
@@ -392,7 +396,7 @@ async def test_malformed_metadata_are_refused(kind: str, resource: Resource, cal
         caller = await callers.plain(address)
         for given in MALFORMED:
             assert (await refusal(caller.put(metadata=given))).code() is StatusCode.INVALID_ARGUMENT, given
-        error = await refusal(caller.chat([b"c"], metadata=MALFORMED[0]).read())
+        error = await refusal(caller.chat(metadata=MALFORMED[0]).read())
         assert error.details() == "'7' is not a fencing token: it looks like 7-1234, an epoch and a revision"
         assert resource.seen == []
 
@@ -404,7 +408,7 @@ async def test_a_call_without_a_token_is_refused_where_one_is_required(
     """With a text that says what is wanted."""
     async with serving(kind, resource) as address:
         caller = await callers.plain(address)
-        for call in (caller.put(), caller.tail().read(), caller.upload([b"u"]), caller.chat([b"c"]).read()):
+        for call in (caller.put(), caller.tail().read(), caller.upload(), caller.chat().read()):
             error = await refusal(call)
             assert error.code() is StatusCode.FAILED_PRECONDITION
             assert error.details() == (
