@@ -94,10 +94,10 @@ class Attempt:
         campaign = asyncio.create_task(self._campaign())
         try:
             async with asyncio.TaskGroup() as group:
-                helpers = [group.create_task(run()) for run in (self._renew, self._follow_queue, self._watch_deadline)]
+                follow = (self._renew, self._watch_deadline, self._follow_queue, self._keep_tokens)
+                helpers = [group.create_task(run()) for run in follow]
                 state = await self._win()
                 if isinstance(state, Leading):
-                    helpers.append(group.create_task(self._candidacy.guard.keep(state.token)))
                     await run_work(
                         self._machine,
                         lead(state.token),
@@ -171,7 +171,6 @@ class Attempt:
                     self._look(look)
 
     def _look(self, look: Look) -> None:
-        self._candidacy.guard.saw(look.revision)
         now_s, queue = self._clock.now_s(), self._candidacy.watch.queue
         if look.is_set_back:  # a key of another history, also where it is there: whoever stands has to be admitted anew
             self._machine.apply(leadership.ProofRefused(now_s))
@@ -186,6 +185,13 @@ class Attempt:
                 epoch=own.token.epoch if own and own.token else None,
             )
         )
+
+    async def _keep_tokens(self) -> None:
+        """Keeps the token of each term in mind, own and others', in case that etcd's history is set back."""
+        async with aclosing(self._candidacy.watch.looks.values()) as looks:
+            async for _ in looks:
+                if (token := self._candidacy.watch.queue.token) is not None:
+                    await self._candidacy.guard.keep(token)
 
     # --- winning ---------------------------------------------------------------------------------------------
 

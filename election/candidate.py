@@ -216,6 +216,7 @@ class Candidate:
 
     async def _stand(self, candidacy: Candidacy, work: Work) -> Leaving:
         """One attempt, with a lease that nothing else uses or will use."""
+        seen = candidacy.watch.looks.value
         lease = await grant(
             self._client,
             ttl_s=self._config.ttl_s,
@@ -227,6 +228,8 @@ class Candidate:
         except ElectionError:
             await let_go(self._client, lease.id, whose=self.id)
             raise
+        if seen is not None and seen.revision > lease.revision:
+            candidacy.watch.forget()
         self._machine.apply(leadership.LeaseGranted(lease.id, lease.deadline_s))
         if self._left.is_set():
             self._machine.stop(self._left_reason)

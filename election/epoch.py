@@ -51,7 +51,6 @@ class EpochGuard:
         self._keyspace = keyspace
         self._memory = memory
         self._highest = _NOTHING
-        self._epoch = 0
 
     async def admit(self, election: str, revision: int, *, who: str) -> Epoch:
         """The present epoch, for a candidate to whom etcd has answered at `revision`, through raft.
@@ -76,18 +75,14 @@ class EpochGuard:
                 "old tokens any more, run `election epoch raise`, or restore etcd again with --bump-revision and "
                 "--mark-compacted"
             )
-        self._epoch = record.epoch
-        self.saw(revision)
-        await self._remember(now)
+        await self.keep(now)
         return epoch
 
-    def saw(self, revision: int) -> None:
-        """Keeps in mind how far etcd's history has come."""
-        self._highest = max(self._highest, Token(self._epoch, revision))
-
     async def keep(self, token: Token) -> None:
-        """Keeps a token that was won, for as long as the memory lasts."""
-        self._highest = max(self._highest, token)
+        """Keeps a token that was seen, for as long as the memory lasts."""
+        if token <= self._highest:
+            return
+        self._highest = token
         try:
             await self._remember(token)
         except ElectionError as error:

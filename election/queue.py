@@ -17,6 +17,7 @@ from election.keys import Keyspace
 from election.pb.etcd.kv_pb2 import Event as KvEvent
 from election.published import Published
 from election.records import Candidate
+from election.token import Token
 
 logger = logging.getLogger("election")
 
@@ -47,6 +48,10 @@ class Queue:
             else:
                 self._candidates[event.kv.key] = Candidate.of(self._election, event.kv)
 
+    def clear(self) -> None:
+        """Nothing is known any more."""
+        self._candidates = {}
+
     def get(self, key: bytes) -> Candidate | None:
         """The candidate with this key."""
         return self._candidates.get(key)
@@ -55,6 +60,12 @@ class Queue:
         """Whether this key is there and none is older."""
         own = self._candidates.get(key)
         return own is not None and own.created == min(candidate.created for candidate in self._candidates.values())
+
+    @property
+    def token(self) -> Token | None:
+        """The token of the term under way; None without one, and for that of another program."""
+        oldest = min(self._candidates.values(), key=lambda candidate: candidate.created, default=None)
+        return None if oldest is None else oldest.token
 
     def behind(self, created: int) -> Sequence[Candidate]:
         """Those who came after the candidate whose key has this create revision, oldest first."""
@@ -92,6 +103,11 @@ class QueueWatch:
         """Waits for the first look; nothing is watched before somebody has called this."""
         self._wanted.set()
         await self.looks.until(lambda look: look is not None)
+
+    def forget(self) -> None:
+        """What was seen is of a history that etcd does not have any more: there is no look until the next list."""
+        self.queue.clear()
+        self.looks.set(None)
 
     async def run(self, backoff: Backoff) -> None:
         """Follows the queue until cancelled, through whatever happens to etcd."""
