@@ -57,7 +57,7 @@ class EtcdClient:
     ) -> None:
         self.config = config
         self.clock: Clock = clock or BootClock()
-        self._transport: Transport = transport or GrpcTransport(config)
+        self._transport: Transport = transport or GrpcTransport(config, clock=self.clock)
         self._rng = rng or random.SystemRandom()  # a seed would give two processes the same lease ids
         self._member = self._rng.randrange(len(self._transport.endpoints))
         self._token: str | None = None

@@ -18,6 +18,7 @@ ORDER = (
     "keys",
     "config",
     "credentials",
+    "channels",
     "records",
     "etcd",
     "leadership",
