@@ -15,7 +15,7 @@ from election.attempt import Attempt
 from election.backoff import Backoff
 from election.clock import Clock
 from election.config import CandidateConfig, check_labels
-from election.errors import ElectionError, EtcdError, LossReason, NotLeader
+from election.errors import AccessDenied, ElectionError, EtcdError, LossReason, NotLeader
 from election.etcd.client import EtcdClient
 from election.etcd.lease import grant
 from election.keys import COLLECTOR_ELECTION, Keyspace, check_name
@@ -153,6 +153,10 @@ class Candidate:
                     self._machine.apply(leadership.AttemptFailed(self.clock.now_s(), error))
                     logger.warning("%s cannot stand for %r: %s", self.id, self.election, error)
                 else:
+                    if not loss.token and isinstance(loss.error, EtcdError):
+                        if not contacted and isinstance(loss.error, AccessDenied):
+                            raise loss.error
+                        logger.warning("%s cannot stand for %r: %s", self.id, self.election, loss.error)
                     contacted = True
                     if loss.token:
                         last_term = loss
