@@ -30,19 +30,25 @@ def channel_credentials(tls: TlsConfig) -> grpc.ChannelCredentials:
     """
     try:
         cacert, cert, key = (file.read_bytes() if file else None for file in (tls.cacert, tls.cert, tls.key))
-        # gRPC takes anything, and fails at each handshake with less to say. The password is for a key that needs
-        # one: without it, the terminal would be asked.
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        if tls.cacert:
-            context.load_verify_locations(tls.cacert)
-        if tls.cert:
-            context.load_cert_chain(tls.cert, tls.key, password="")
-    except ssl.SSLError as error:
-        files = ", ".join(map(str, _files(tls)))
-        raise ConfigError(f"these TLS files cannot be used ({files}): {error.reason or error}") from None
+        _check(tls)
     except OSError as error:
         raise ConfigError(f"cannot read {error.filename}: {error.strerror}") from None
     return grpc.ssl_channel_credentials(root_certificates=cacert, private_key=key, certificate_chain=cert)
+
+
+def _check(tls: TlsConfig) -> None:
+    """Raises ConfigError for what gRPC would take, to fail at each handshake with less to say."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    suspects = f"{tls.cacert}"
+    try:
+        if tls.cacert:
+            context.load_verify_locations(tls.cacert)
+        suspects = f"{tls.cert} with the key {tls.key}"
+        if tls.cert:  # the password is for a key that needs one: without it, the terminal would be asked
+            context.load_cert_chain(tls.cert, tls.key, password="")
+    except ssl.SSLError as error:
+        why = error.reason or "it is not in PEM form, or not whole"
+        raise ConfigError(f"the certificate {suspects} cannot be used: {why}") from None
 
 
 class Credentials:

@@ -68,6 +68,9 @@ _DENIED = (_NOT_PERMITTED, _NOT_AUTHENTICATED, _NO_USERS)
 _CONNECTIONS = (
     ("CERTIFICATE_VERIFY_FAILED", "its certificate is not from our CA, or is for another name: check --cacert"),
     ("WRONG_VERSION_NUMBER", "it does not speak TLS: leave out https:// and the TLS files"),
+    ("ALERT_BAD_CERTIFICATE", "it refused the client certificate, which may have expired: check --cert and --key"),
+    ("ALERT_CERTIFICATE_EXPIRED", "it refused the client certificate, which has expired: replace --cert and --key"),
+    ("ALERT_UNKNOWN_CA", "it refused the client certificate, which is not from its CA: check --cert and --key"),
     ("TSI_DATA_CORRUPTED", "it refused the TLS handshake: it may want a client certificate: check --cert and --key"),
     ("Socket closed", "it closes the connection: only one side speaks TLS: check https:// and --cacert"),
     ("Connection refused", "connection refused: nothing listens there"),
