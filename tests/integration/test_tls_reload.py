@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from election import AccessDenied, Candidate, CandidateConfig, EtcdError, Store, connect
+from election import AccessDenied, Candidate, CandidateConfig, EtcdError, Store
 from election.channels import Channels
-from election.config import TlsConfig
+from election.config import EtcdConfig, TlsConfig
 from election.dev.etcd import EtcdCluster, find_binary
 from election.etcd import methods
 from election.pb.etcd import rpc_pb2 as rpc
@@ -96,7 +96,8 @@ async def a_leader_and_one_who_waits(
     async with AsyncExitStack() as stack:
         stores, candidates = [], []
         for name in "ab":
-            store = await stack.enter_async_context(connect(cluster.endpoints, namespace=namespace, tls=tls))
+            config = EtcdConfig(cluster.endpoints, tls=tls, call_timeout_s=2)
+            store = await stack.enter_async_context(Store(config, namespace))
             stores.append(store)
             candidates.append(store.candidate(ELECTION, id=name, config=PATIENT))
         first, second = candidates
