@@ -16,6 +16,7 @@ from typing import TypeVar
 import pytest
 
 from election import AccessDenied, AgentConfig, Candidate, CandidateConfig, CollectorConfig, Store, Term, fenced_txn
+from election.collector import Collector
 from election.config import EtcdConfig
 from election.dev.etcd import EtcdCluster, find_binary
 from election.etcd import methods, txn
@@ -32,11 +33,11 @@ pytestmark = pytest.mark.etcd
 
 T = TypeVar("T")
 BRIEF = CandidateConfig(ttl_s=5)
-TOKEN_S = 1
-"""How long a token lives here: one of etcd's own (`simple`) after its last use, a JWT after it was made."""
+SIMPLE_TOKEN_S, JWT_S = 1, 2
+"""How long a token lives here: one of etcd's own after its last use, a JWT after it was made."""
 
-QUIET_S = 2.2
-"""Nothing is asked for so long that a token is over: etcd looks every second."""
+QUIET_S = 3.2
+"""Nothing is asked for so long that a token is over: etcd looks every second, and a JWT counts whole ones."""
 
 
 class Watched:
@@ -86,13 +87,13 @@ async def guarded(tokens: str = "simple") -> AsyncIterator[EtcdCluster]:
     """One member with the user root, and with tokens that do not live long."""
     with tempfile.TemporaryDirectory(prefix="election-test-") as name:
         folder = Path(name)
-        arguments = ["--bcrypt-cost=4", f"--auth-token-ttl={TOKEN_S}"]
+        arguments = ["--bcrypt-cost=4", f"--auth-token-ttl={SIMPLE_TOKEN_S}"]
         if tokens == "jwt":
             private, public = folder / "jwt.key", folder / "jwt.pub"
             openssl("genrsa", "-out", str(private), "2048")
             openssl("rsa", "-in", str(private), "-pubout", "-out", str(public))
             keys = f"pub-key={public},priv-key={private}"
-            arguments.append(f"--auth-token=jwt,{keys},sign-method=RS256,ttl={TOKEN_S}s")
+            arguments.append(f"--auth-token=jwt,{keys},sign-method=RS256,ttl={JWT_S}s")
         started = await EtcdCluster.start(data_dir=folder / "data", members=1, extra_args=arguments)
         async with started as cluster:
             await etcdctl(cluster, "user add root:secret", "role add root", "user grant-role root root", "auth enable")
@@ -181,6 +182,17 @@ async def reading(items: AsyncGenerator[T]) -> AsyncIterator[list[T]]:
         task.cancel()
 
 
+@asynccontextmanager
+async def collecting(collector: Collector) -> AsyncIterator[None]:
+    """Lets a collector run, and leave."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(collector.run())
+        try:
+            yield
+        finally:
+            collector.leave()
+
+
 def values(told: list[Changes | Heard]) -> list[bytes]:
     """What was written, as a watch has told it."""
     return [event.kv.value for item in told if isinstance(item, Changes) for event in item.events]
@@ -207,12 +219,13 @@ async def test_all_go_on_over_many_tokens(namespace: str, tokens: str) -> None:
         changes = watch(looking.client, looking.keyspace.root + b"written", 1, backoff())
         told = await stack.enter_async_context(reading(changes))
         collector = living.collector(id="c", config=CollectorConfig(grace_s=1), candidate_config=BRIEF)
-        collecting = asyncio.create_task(collector.run())
+        await stack.enter_async_context(collecting(collector))
         async with standing(ran, *candidates):
             await leads(ran, a)
             waiting, authenticated = await queue(looking), ways[0].authenticated
-            await until(lambda: len(ran.written) == 4)
-            assert ways[0].authenticated >= authenticated + 3
+            await until(lambda: len(ran.written) == 3)
+            if tokens == "jwt":  # renewals prolong etcd's own tokens, in newer versions
+                assert ways[0].authenticated >= authenticated + 2
             await renewed(a)
             await agent.put("k", "v")
             assert await queue(looking) == waiting
@@ -221,22 +234,20 @@ async def test_all_go_on_over_many_tokens(namespace: str, tokens: str) -> None:
             await etcdctl(cluster, f"lease revoke {leading(a).lease:x}")
             await leads(ran, b)
             assert (await queue(looking))[:2] == waiting[1:]
+            if tokens == "jwt":
+                refusal = (methods.CAMPAIGN.path, "etcdserver: invalid auth token")
+                await until(lambda: refusal in ways[1].refused)
             await asyncio.sleep(QUIET_S)
             b.leave()
             await leads(ran, c)
             assert (await queue(looking))[0] == waiting[2]
-            if tokens == "jwt":  # others are prolonged by the renewals, in newer versions of etcd
-                for way in ways[1:3]:
-                    assert (methods.CAMPAIGN.path, "etcdserver: invalid auth token") in way.refused
-
             async with living.agent("gone", config=AgentConfig(ttl_s=5)) as gone:
                 await gone.put("k", "v")
             await until_true(lambda: is_reaped(looking, "gone"))
             assert agent.incarnation == incarnation
             assert elected(leaders) == ["a", "b", "c"]
-        await until(lambda: values(told) == ran.written)
-        collector.leave()
-        await collecting
+        # A write that was cancelled with its work may have happened, and is told then, too.
+        await until(lambda: [value for value in values(told) if value in ran.written] == ran.written)
     ran.check_tokens()
 
 
