@@ -15,7 +15,7 @@ from election.attempt import Attempt, Candidacy
 from election.backoff import Backoff
 from election.config import CandidateConfig, check_labels
 from election.epoch import EpochGuard
-from election.errors import ElectionError, EtcdError, LossReason, NotLeader
+from election.errors import AccessDenied, ElectionError, EtcdError, LossReason, NotLeader
 from election.etcd.client import EtcdClient
 from election.etcd.lease import grant, let_go
 from election.keys import COLLECTOR_ELECTION, Keyspace, check_name
@@ -175,6 +175,7 @@ class Candidate:
                     self._machine.apply(leadership.AttemptFailed(self.clock.now_s(), error))
                     logger.warning("%s cannot stand for %r: %s", self.id, self.election, error)
                 else:
+                    self._explain(left, is_first=not contacted)
                     contacted = True
                     if left.token:
                         last_term = self._machine.loss
@@ -188,6 +189,14 @@ class Candidate:
             if self._left.is_set():
                 self._machine.apply(leadership.Departed())
         return last_term
+
+    def _explain(self, left: Leaving, *, is_first: bool) -> None:
+        """Says why an attempt ended without a term, if etcd has refused it; raises what will not pass by itself."""
+        if left.token is not None or not isinstance(left.error, EtcdError):
+            return
+        if is_first and isinstance(left.error, AccessDenied):
+            raise left.error
+        logger.warning("%s cannot stand for %r: %s", self.id, self.election, left.error)
 
     @asynccontextmanager
     async def _standing(self, where: Callable[[], str] | None) -> AsyncGenerator[Candidacy]:

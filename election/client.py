@@ -15,9 +15,9 @@ import grpc.aio
 
 from election import messages
 from election.backoff import Backoff
+from election.channels import Channels, Line
 from election.clock import BootClock, Clock
 from election.config import EtcdConfig, TlsConfig
-from election.credentials import channel_credentials
 from election.errors import ConfigError, ElectionError
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
@@ -81,9 +81,13 @@ def dial(servers: str | Iterable[str], *, tls: TlsConfig | None = None) -> Clien
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    channel: grpc.aio.Channel
+    line: Line
     elections: services.ElectionsAsyncStub
     agents: services.AgentsAsyncStub
+
+    @classmethod
+    def on(cls, line: Line) -> Self:
+        return cls(line, services.ElectionsStub(line.channel), services.AgentsStub(line.channel))
 
 
 class Client:
@@ -119,22 +123,19 @@ class Client:
         self._clock = clock or BootClock()
         self._rng = rng or random.Random()
         self._current = self._rng.randrange(len(self.addresses))
-        self._servers: tuple[_Server, ...] = ()
+        self._channels: Channels | None = None
 
     async def __aenter__(self) -> Self:
         """Opens the channels; a server that cannot be reached shows at the first call."""
-        channels = [_channel(address, self._tls) for address in self.addresses]
-        self._servers = tuple(
-            _Server(channel, services.ElectionsStub(channel), services.AgentsStub(channel)) for channel in channels
-        )
+        self._channels = Channels(self.addresses, self._tls, _OPTIONS, clock=self._clock)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for server in self._servers:
-            await server.channel.close(grace=None)
-        self._servers = ()
+        channels, self._channels = self._channels, None
+        if channels is not None:
+            await channels.close()
 
     @property
     def address(self) -> str:
@@ -232,8 +233,10 @@ class Client:
         while True:
             number, left_s = self._current, give_up_at_s - self._clock.now_s()
             try:
-                attempt_s = max(min(left_s, self._attempt_timeout_s), 0.001)
-                return await method(self._open[number])(request, timeout=attempt_s)
+                server = self._server(number)
+                call = method(server)(request, timeout=max(min(left_s, self._attempt_timeout_s), 0.001))
+                server.line.carry(call)
+                return await call
             except grpc.aio.AioRpcError as error:
                 if error.code() not in _ELSEWHERE:
                     raise
@@ -255,7 +258,9 @@ class Client:
         backoff = self._backoff()
         while True:
             number, heard = self._current, False
-            call = method(self._open[number])(request)
+            server = self._server(number)
+            call = method(server)(request)
+            server.line.carry(call)
             try:
                 async with asyncio.timeout(self._attempt_timeout_s):  # the first message is sent at once
                     message = await call.read()
@@ -282,11 +287,11 @@ class Client:
                 raise self._unavailable(number, why)
             await self._clock.sleep_s(pause_s)
 
-    @property
-    def _open(self) -> tuple[_Server, ...]:
-        if not self._servers:
+    def _server(self, number: int) -> _Server:
+        """The stubs for one new call."""
+        if self._channels is None:
             raise RuntimeError("the client is not open: use it inside `async with`")
-        return self._servers
+        return _Server.on(self._channels[number])
 
     def _backoff(self) -> Backoff:
         return Backoff(0.05, 0.5, self._rng)
@@ -324,9 +329,3 @@ def _source_in(error: grpc.aio.AioRpcError) -> Source:
         if key == messages.VIEW_METADATA and isinstance(value, bytes):
             return messages.source_from(pb.View.FromString(value))
     return Source(0, 0, 0.0)
-
-
-def _channel(address: str, tls: TlsConfig | None) -> grpc.aio.Channel:
-    if tls is None:
-        return grpc.aio.insecure_channel(address, options=_OPTIONS)
-    return grpc.aio.secure_channel(address, channel_credentials(tls), options=_OPTIONS)

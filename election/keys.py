@@ -42,6 +42,12 @@ def range_end(prefix: bytes) -> bytes:
     return prefix[:-1] + bytes([prefix[-1] + 1])
 
 
+def namespace_root(key: bytes) -> bytes | None:
+    """The prefix of the namespace that a key is in; None for a key that is in none."""
+    parts = key.split(b"/", 3)
+    return b"/election/" + parts[2] + b"/" if len(parts) == 4 and parts[:2] == [b"", b"election"] else None
+
+
 @dataclass(frozen=True, slots=True)
 class CandidateKey:
     """The key of a candidate. `lease` is None when a stranger's key does not end in a lease."""

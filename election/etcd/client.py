@@ -20,7 +20,7 @@ from election.clock import BootClock, Clock
 from election.config import EtcdConfig
 from election.errors import EtcdError
 from election.etcd import methods
-from election.etcd.failures import Remedy, error_from, remedy_for
+from election.etcd.failures import Asked, Remedy, error_from, remedy_for
 from election.etcd.methods import Method, Req, Resp
 from election.etcd.transport import GrpcTransport, Metadata, RpcFailed, Stream, Transport
 from election.keys import range_end
@@ -57,7 +57,7 @@ class EtcdClient:
     ) -> None:
         self.config = config
         self.clock: Clock = clock or BootClock()
-        self._transport: Transport = transport or GrpcTransport(config)
+        self._transport: Transport = transport or GrpcTransport(config, clock=self.clock)
         self._rng = rng or random.SystemRandom()  # a seed would give two processes the same lease ids
         self._member = self._rng.randrange(len(self._transport.endpoints))
         self._token: str | None = None
@@ -207,7 +207,7 @@ class EtcdClient:
                 member, methods.STATUS, rpc.StatusRequest(), timeout_s=timeout_s, metadata=await self._metadata()
             )
         except RpcFailed as failure:
-            raise error_from(failure, member=self._transport.endpoints[member], wrote=False) from None
+            raise error_from(failure, self._asked(member), wrote=False) from None
 
     # --- the way of every call -----------------------------------------------------------------------------
 
@@ -251,7 +251,8 @@ class EtcdClient:
             )
             if over or not may_go_on:
                 break
-        raise error_from(failure, member=self._transport.endpoints[member], wrote=repeat is Repeat.NEVER)
+        asked = self._asked(member, methods.keys_of(request))
+        raise error_from(failure, asked, wrote=repeat is Repeat.NEVER)
 
     async def _attempt(self, member: int, method: Method[Req, Resp], request: Req, timeout_s: float) -> Resp:
         limit_s = None if timeout_s == float("inf") else timeout_s
@@ -270,11 +271,14 @@ class EtcdClient:
         metadata = (*await self._metadata(), ("hasleader", "true"))
         return self._member, self._transport.stream(self._member, method, metadata=metadata)
 
-    def stream_error(self, failure: RpcFailed, member: int) -> EtcdError | None:
-        """The error to raise for a broken stream, or None when opening it again, elsewhere, may help."""
+    def stream_error(self, failure: RpcFailed, member: int, keys: Sequence[bytes] = ()) -> EtcdError | None:
+        """The error to raise for a broken stream, or None when opening it again, elsewhere, may help.
+
+        `keys` are those that the stream was to read; an error tells them when etcd does not permit it.
+        """
         remedy = remedy_for(failure)
         if remedy is Remedy.GIVE_UP or (remedy is Remedy.AUTHENTICATE and self.config.user is None):
-            return error_from(failure, member=self._transport.endpoints[member], wrote=False)
+            return error_from(failure, self._asked(member, keys), wrote=False)
         if remedy is Remedy.AUTHENTICATE:
             self.drop_token()
         else:
@@ -314,7 +318,10 @@ class EtcdClient:
                 else:
                     self._token = answer.token
                     return
-            raise error_from(failure, member=self._transport.endpoints[member], wrote=False)
+            raise error_from(failure, self._asked(member), wrote=False)
+
+    def _asked(self, member: int, keys: Sequence[bytes] = ()) -> Asked:
+        return Asked(self._transport.endpoints[member], self.config.user, keys)
 
     async def _metadata(self) -> Metadata:
         if self.config.user is None:

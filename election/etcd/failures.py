@@ -6,12 +6,15 @@ texts are matched here, and nowhere else. The texts are those of etcd's api/v3rp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 from grpc import StatusCode
 
 from election.errors import AccessDenied, Compacted, EtcdError, EtcdUnavailable, LeaseNotFound, NoSpace
 from election.etcd.transport import RpcFailed
+from election.keys import namespace_root
 
 
 class Remedy(Enum):
@@ -23,6 +26,16 @@ class Remedy(Enum):
     GIVE_UP = "the answer would be the same anywhere"
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asked a member for what: what somebody has to know whom etcd refuses it."""
+
+    member: str
+    user: str | None = None
+    keys: Sequence[bytes] = ()
+
+
+_SHOWN_KEYS = 3
 # etcd raises these before it proposes anything, so the call surely did not happen.
 _NOT_BEGUN = (
     "etcdserver: no leader",
@@ -42,15 +55,22 @@ _UNDECIDED = (
     "context canceled",
 )
 _REFUSALS = ("etcdserver:", "election:", '"leader" field')
+_NOBODY = "etcdserver: user name is empty"
 _STALE_TOKEN = (
     "etcdserver: invalid auth token",
     "etcdserver: revision of auth store is old",
-    "etcdserver: user name is empty",
+    _NOBODY,
 )
-_DENIED = ("etcdserver: permission denied", "etcdserver: authentication failed", "etcdserver: authentication is not")
+_NOT_PERMITTED = "etcdserver: permission denied"
+_NOT_AUTHENTICATED = "etcdserver: authentication failed"
+_NO_USERS = "etcdserver: authentication is not enabled"
+_DENIED = (_NOT_PERMITTED, _NOT_AUTHENTICATED, _NO_USERS)
 _CONNECTIONS = (
     ("CERTIFICATE_VERIFY_FAILED", "its certificate is not from our CA, or is for another name: check --cacert"),
     ("WRONG_VERSION_NUMBER", "it does not speak TLS: leave out https:// and the TLS files"),
+    ("ALERT_BAD_CERTIFICATE", "it refused the client certificate, which may have expired: check --cert and --key"),
+    ("ALERT_CERTIFICATE_EXPIRED", "it refused the client certificate, which has expired: replace --cert and --key"),
+    ("ALERT_UNKNOWN_CA", "it refused the client certificate, which is not from its CA: check --cert and --key"),
     ("TSI_DATA_CORRUPTED", "it refused the TLS handshake: it may want a client certificate: check --cert and --key"),
     ("Socket closed", "it closes the connection: only one side speaks TLS: check https:// and --cacert"),
     ("Connection refused", "connection refused: nothing listens there"),
@@ -76,13 +96,13 @@ def remedy_for(failure: RpcFailed) -> Remedy:
     return Remedy.OTHER_MEMBER if code in _UNDECIDED_CODES else Remedy.GIVE_UP
 
 
-def error_from(failure: RpcFailed, *, member: str, wrote: bool) -> EtcdError:
+def error_from(failure: RpcFailed, asked: Asked, *, wrote: bool) -> EtcdError:
     """The error to raise when no remedy is left.
 
     `wrote` says that the call was a write that must not be repeated: then a failure that does not say whether it
     happened is marked indefinite.
     """
-    code, text = failure.code, failure.details
+    code, text, member = failure.code, failure.details, asked.member
     if "requested lease not found" in text:
         return LeaseNotFound("etcd does not know the lease: it has expired or was revoked")
     if "required revision has been compacted" in text:
@@ -93,7 +113,7 @@ def error_from(failure: RpcFailed, *, member: str, wrote: bool) -> EtcdError:
             "and defragments it and disarms the alarm (etcdctl compact, defrag, alarm disarm)"
         )
     if code in (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED) or _has(text, (*_STALE_TOKEN, *_DENIED)):
-        return AccessDenied(f"etcd at {member} refused access: {text}")
+        return AccessDenied(f"etcd at {member} refused access: {_refusal(text, asked)}")
     if _undecided(failure):
         indefinite = wrote and remedy_for(failure) is not Remedy.OTHER_MEMBER_SURELY
         hint = " (it may have written all the same)" if indefinite else ""
@@ -101,6 +121,29 @@ def error_from(failure: RpcFailed, *, member: str, wrote: bool) -> EtcdError:
                                indefinite=indefinite)  # fmt: skip
     known = code is not StatusCode.UNKNOWN or text.startswith(_REFUSALS)
     return EtcdError(f"etcd at {member} refused the call: {code.name}: {_reason(text)}", indefinite=wrote and not known)
+
+
+def _refusal(text: str, asked: Asked) -> str:
+    """Who was refused what, and what would help, in one line."""
+    user = "the user of the client certificate" if asked.user is None else f"user {asked.user!r}"
+    if _NOBODY in text:
+        return "it wants to know the user, and none is given: check --user, or the client certificate's name"
+    if _NO_USERS in text:
+        return f"it has no users (authentication is not enabled), and {user} is given: leave it out"
+    if _NOT_AUTHENTICATED in text:
+        return f"{user} does not exist there, or the password is wrong"
+    if _NOT_PERMITTED not in text:
+        return f"{user}: {_reason(text)}"
+    keys = list(dict.fromkeys(key.decode(errors="replace") for key in asked.keys))
+    if not keys:
+        return f"{user} has no permission for this, or for a key of this lease"
+    shown = ", ".join(keys[:_SHOWN_KEYS]) + (", ..." if len(keys) > _SHOWN_KEYS else "")
+    roots = {namespace_root(key) for key in asked.keys}
+    prefix = root.decode(errors="replace") if len(roots) == 1 and (root := roots.pop()) else "PREFIX"
+    return (
+        f"{user} has no permission for {shown}: grant it to one of the user's roles "
+        f"(etcdctl role grant-permission --prefix=true ROLE readwrite {prefix})"
+    )
 
 
 def _undecided(failure: RpcFailed) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from election.backoff import Backoff
 from election.config import check_lease_relations
-from election.errors import EtcdError, LeaseNotFound
+from election.errors import AccessDenied, EtcdError, LeaseNotFound
 from election.etcd import methods
 from election.etcd.client import EtcdClient
 from election.etcd.transport import RpcFailed, Stream
@@ -80,8 +80,9 @@ async def renewals(client: EtcdClient, lease: Lease, backoff: Backoff) -> AsyncG
     """Renews the lease on a stream of its own for as long as somebody iterates, and yields each success.
 
     A failure is retried on other members, without end: it is the reader's deadline that ends a lease which cannot
-    be renewed. An answer with a raft term below the highest one seen comes from a deposed etcd leader, which
-    renews nothing, and is dropped. Cancellation ends the stream; the lease stays as it is.
+    be renewed. One that etcd refuses to this user is logged, once until a renewal has succeeded again. An answer
+    with a raft term below the highest one seen comes from a deposed etcd leader, which renews nothing, and is
+    dropped. Cancellation ends the stream; the lease stays as it is.
 
     Raises:
         LeaseNotFound: when etcd says that the lease is gone.
@@ -90,6 +91,7 @@ async def renewals(client: EtcdClient, lease: Lease, backoff: Backoff) -> AsyncG
     due_at_s = clock.now_s() + lease.renew_s
     stream: _KeepAlive | None = None
     failures = 0
+    refused = False
     try:
         while True:
             await clock.sleep_s(max(due_at_s - clock.now_s(), 0))
@@ -98,8 +100,11 @@ async def renewals(client: EtcdClient, lease: Lease, backoff: Backoff) -> AsyncG
                     member, stream = await client.open(methods.LEASE_KEEP_ALIVE)
                 sent_at_s = clock.now_s()
                 answer = await _renew(client, stream, member, lease.id, _attempt_s(client, failures))
-            except EtcdError:  # no auth token to be had at present
+            except EtcdError as error:  # no auth token to be had at present, or no permission
                 answer = None
+                if isinstance(error, AccessDenied) and not refused:
+                    refused = True
+                    logger.warning("lease %x cannot be renewed: %s", lease.id, error)
             if answer is None:
                 if stream is not None:
                     stream.cancel()
@@ -111,6 +116,7 @@ async def renewals(client: EtcdClient, lease: Lease, backoff: Backoff) -> AsyncG
                 raise LeaseNotFound(f"lease {lease.id:x} has expired or was revoked")
             backoff.reset()
             failures = 0
+            refused = False
             due_at_s = sent_at_s + lease.renew_s
             yield Renewal(sent_at_s + answer.TTL - lease.margin_s, clock.now_s() - sent_at_s)
     finally:
@@ -130,7 +136,7 @@ def _attempt_s(client: EtcdClient, failures: int) -> float:
 async def _renew(
     client: EtcdClient, stream: _KeepAlive, member: int, lease_id: int, attempt_s: float
 ) -> rpc.LeaseKeepAliveResponse | None:
-    """One renewal; None when this stream will not do it."""
+    """One renewal; None when this stream will not do it; raises what another stream would be told as well."""
     try:
         async with asyncio.timeout(attempt_s):
             await stream.write(rpc.LeaseKeepAliveRequest(ID=lease_id))
@@ -139,7 +145,8 @@ async def _renew(
         client.avoid(member)
         return None
     except RpcFailed as failure:
-        client.stream_error(failure, member)
+        if (error := client.stream_error(failure, member)) is not None:
+            raise error from None
         return None
     if answer is None or answer.header.raft_term < client.raft_term:
         client.avoid(member)

@@ -50,3 +50,18 @@ AUTHENTICATE = Method("/etcdserverpb.Auth/Authenticate", rpc.AuthenticateRequest
 # Streams in both directions.
 WATCH = Method("/etcdserverpb.Watch/Watch", rpc.WatchRequest, rpc.WatchResponse)
 LEASE_KEEP_ALIVE = Method("/etcdserverpb.Lease/LeaseKeepAlive", rpc.LeaseKeepAliveRequest, rpc.LeaseKeepAliveResponse)
+
+
+def keys_of(request: Message) -> list[bytes]:
+    """The keys and prefixes that a request says it reads or writes; none for one that is about a lease or a member."""
+    match request:
+        case rpc.RangeRequest() | rpc.PutRequest() | rpc.DeleteRangeRequest() | rpc.WatchCreateRequest():
+            return [request.key]
+        case rpc.TxnRequest():
+            chosen = [getattr(op, op.WhichOneof("request") or "") for op in (*request.success, *request.failure)]
+            return [*(each.key for each in request.compare), *(key for each in chosen for key in keys_of(each))]
+        case el.CampaignRequest() | el.LeaderRequest():
+            return [request.name + b"/"]
+        case el.ProclaimRequest() | el.ResignRequest():
+            return [request.leader.key]
+    return []

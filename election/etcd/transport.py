@@ -8,8 +8,9 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import grpc
 import grpc.aio
 
+from election.channels import Channels
+from election.clock import Clock
 from election.config import EtcdConfig
-from election.credentials import channel_credentials
 from election.etcd.methods import Method, Req, Resp
 
 Metadata = tuple[tuple[str, str], ...]
@@ -83,11 +84,14 @@ _CHANNEL_OPTIONS = (
 
 
 class GrpcTransport:
-    """One gRPC channel for each endpoint. Create it inside the event loop that uses it."""
+    """One gRPC channel for each endpoint. Create it inside the event loop that uses it.
 
-    def __init__(self, config: EtcdConfig) -> None:
+    A TLS certificate that is replaced is used for what begins afterwards, see `Channels`; nothing is cancelled for it.
+    """
+
+    def __init__(self, config: EtcdConfig, *, clock: Clock | None = None) -> None:
         self._endpoints = config.endpoints
-        self._channels = [_channel(endpoint, config) for endpoint in config.endpoints]
+        self._channels = Channels(config.endpoints, config.tls, _CHANNEL_OPTIONS, clock=clock)
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -98,29 +102,34 @@ class GrpcTransport:
         self, member: int, method: Method[Req, Resp], request: Req, *, timeout_s: float | None, metadata: Metadata
     ) -> Resp:
         """One request, one answer."""
-        call = self._channels[member].unary_unary(
+        line = self._channels[member]
+        method_on = line.channel.unary_unary(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
         )
+        call = method_on(request, timeout=timeout_s, metadata=metadata)
+        line.carry(call)
         try:
-            return await call(request, timeout=timeout_s, metadata=metadata)
+            return await call
         except grpc.aio.AioRpcError as error:
             raise _failed(error) from None
 
     def stream(self, member: int, method: Method[Req, Resp], *, metadata: Metadata) -> Stream[Req, Resp]:
         """Opens a stream in both directions."""
-        call = self._channels[member].stream_stream(
+        line = self._channels[member]
+        method_on = line.channel.stream_stream(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
         )
-        return _GrpcStream(call(metadata=metadata))
+        call = method_on(metadata=metadata)
+        line.carry(call)
+        return _GrpcStream(call)
 
     async def close(self) -> None:
         """Ends all calls and connections at once."""
-        for channel in self._channels:
-            await channel.close(grace=None)
+        await self._channels.close()
 
 
 class _GrpcStream(Generic[Req, Resp]):
@@ -148,10 +157,3 @@ class _GrpcStream(Generic[Req, Resp]):
 
 def _failed(error: grpc.aio.AioRpcError) -> RpcFailed:
     return RpcFailed(error.code(), error.details() or "")
-
-
-def _channel(endpoint: str, config: EtcdConfig) -> grpc.aio.Channel:
-    tls = config.tls
-    if tls is None:
-        return grpc.aio.insecure_channel(endpoint, options=_CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(endpoint, channel_credentials(tls), options=_CHANNEL_OPTIONS)

@@ -121,7 +121,7 @@ async def watch(
                     yield item
             client.avoid(member)
         except RpcFailed as failure:
-            error = client.stream_error(failure, member)
+            error = client.stream_error(failure, member, [prefix])
             if isinstance(error, AccessDenied) and not doubted and client.config.user is not None:
                 doubted = True  # etcd 3.5.0 to 3.5.5 says so of a stale token, too
                 client.drop_token()

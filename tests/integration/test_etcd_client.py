@@ -473,8 +473,8 @@ class Authority:
         )
         return made
 
-    def sign(self, name: str) -> TlsConfig:
-        """A certificate for 127.0.0.1, good for both ends of a connection."""
+    def sign(self, name: str, *, days: int = 2) -> TlsConfig:
+        """A certificate for 127.0.0.1, good for both ends of a connection; with days below 0 it has expired."""
         extensions = self.folder / f"{name}.ext"
         extensions.write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n")
         self._openssl(
@@ -483,7 +483,7 @@ class Authority:
         )
         self._openssl(
             *("x509", "-req", "-in", f"{name}.csr", "-CA", f"{self.name}.pem", "-CAkey", f"{self.name}.key"),
-            *("-CAcreateserial", "-days", "2", "-extfile", f"{name}.ext", "-out", f"{name}.pem"),
+            *("-CAcreateserial", "-days", str(days), "-extfile", f"{name}.ext", "-out", f"{name}.pem"),
         )
         return TlsConfig(self.certificate, self.folder / f"{name}.pem", self.folder / f"{name}.key")
 

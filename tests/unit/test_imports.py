@@ -19,6 +19,7 @@ ORDER = (
     "keys",
     "config",
     "credentials",
+    "channels",
     "records",
     "etcd",
     "reader",

@@ -1,0 +1,79 @@
+"""What a candidate does when etcd refuses its user something: it is told once, and stops in time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from google.protobuf.message import Message
+from grpc import StatusCode
+
+from election.errors import AccessDenied, LossReason
+from election.etcd import methods
+from election.etcd.methods import Method, Req, Resp
+from election.etcd.transport import RpcFailed
+from election.leadership import Leading
+from tests.fake.clock import virtual
+from tests.fake.transport import FakeTransport
+from tests.simulation.world import leads, standing, world
+
+
+def refuse(transport: FakeTransport, refused: Method[Req, Resp]) -> None:
+    """Lets etcd permit all but one method."""
+
+    async def before(member: int, method: Method[Req, Resp], request: Message) -> None:
+        if method is refused:
+            raise RpcFailed(StatusCode.PERMISSION_DENIED, "etcdserver: permission denied")
+
+    transport.before_call = before
+
+
+@virtual
+async def test_a_leader_whose_renewals_are_refused_says_so_once_and_stops_at_its_deadline(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It tries again until then, and says it again only after a renewal that succeeded."""
+    here = world()
+    async with standing(here, ["a"]) as [node]:
+        await leads(node)
+        for times in (1, 2):
+            refuse(node.transport, methods.LEASE_KEEP_ALIVE)
+            await asyncio.sleep(4)
+            assert node.candidate.is_leader
+            assert [record.getMessage()[:6] for record in caplog.records].count("lease ") == times
+            node.transport.before_call = None
+            await asyncio.sleep(4)
+            assert node.candidate.is_leader
+        state = node.candidate.state
+        assert isinstance(state, Leading)
+        refuse(node.transport, methods.LEASE_KEEP_ALIVE)
+        await asyncio.sleep(10)
+        assert node.candidate.loss is not None
+        assert node.candidate.loss.reason is LossReason.EXPIRED
+        node.transport.before_call = None
+    here.check_spans()
+
+
+@virtual
+async def test_a_candidate_who_may_not_stand_is_told_so_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The first attempt raises it; later ones are logged, and made again until it is permitted."""
+    here = world()
+    async with here.node("a") as node:
+        refuse(node.transport, methods.CAMPAIGN)
+        with pytest.raises(AccessDenied, match="no permission for /election/sim/campaigns/demo/"):
+            await node.candidate.lead(here.work)
+
+        node.transport.before_call = None
+        standing = asyncio.create_task(node.candidate.lead(here.work))
+        await leads(node)
+        refuse(node.transport, methods.CAMPAIGN)
+        assert isinstance(node.candidate.state, Leading)
+        await node.client.lease_revoke(node.candidate.state.lease)
+        await asyncio.sleep(10)
+        assert not node.candidate.is_leader
+        assert any(record.getMessage().startswith("a cannot stand for 'demo': ") for record in caplog.records)
+        node.transport.before_call = None
+        await leads(node)
+        node.candidate.leave()
+        await standing
+    here.check_spans()
