@@ -165,3 +165,5 @@ if __name__ == "__main__":
         work(sys.argv[1], sys.argv[2], sys.argv[3], fenced=sys.argv[4] == "fenced")
     except ElectionError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
