@@ -8,7 +8,7 @@ WORKERS ?= 4
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint proto constraints clean
+.PHONY: help setup run story test lint proto constraints clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ $(READY): pyproject.toml constraints.txt
 
 run: $(READY) ## start everything on an embedded etcd and show it (ARGS='--agents 9' for options)
 	@exec $(BIN)/election dev $(ARGS)
+
+story: $(READY) ## a leader that is paused and wakes up too late, without the fence and with it
+	@$(BIN)/python examples/paused_leader.py
 
 test: $(READY) ## run all tests; those that need etcd start their own
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
