@@ -115,9 +115,9 @@ async def measure(cluster: EtcdCluster, runs: int, folder: Path, tell: Callable[
     keys = Keyspace(_NAMESPACE)
 
     def ours(election: str) -> Callable[[str], Contender]:
-        return lambda id: contender.ours(
+        return lambda who: contender.ours(
             election,
-            id,
+            who,
             endpoints=cluster.endpoints,
             namespace=_NAMESPACE,
             log=folder / "election.log",
