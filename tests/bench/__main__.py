@@ -67,6 +67,7 @@ async def _measure(parts: Sequence[str], runs: int) -> tuple[dict[str, Any], dic
                 "members": len(cluster.members),
                 "python": platform.python_version(),
                 "cpus": os.cpu_count(),
+                "load": round(os.getloadavg()[0], 1),
             }
     return about, measured
 
@@ -78,7 +79,8 @@ def _tell(text: str) -> None:
 def _print_tables(about: dict[str, Any], measured: Sequence[Measured]) -> None:
     console = Console(file=sys.stdout, highlight=False, markup=False)
     console.print(
-        f"etcd {about['etcd']}, {about['members']} members; Python {about['python']}; {about['cpus']} CPUs; times in ms"
+        f"etcd {about['etcd']}, {about['members']} members; Python {about['python']}; "
+        f"{about['cpus']} CPUs, load {about['load']:g}; times in ms"
     )
     for part in measured:
         console.print(f"\n{part.title}", style="bold")

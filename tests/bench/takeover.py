@@ -122,7 +122,7 @@ async def _kill(pairs: list[_Pair]) -> None:
 
 async def _watch(client: EtcdClient, prefix: bytes, pairs: list[_Pair]) -> None:
     by_key = {pair.key: pair for pair in pairs}
-    async with aclosing(follow(client, prefix, Backoff(0.1, 1.0, random.Random()))) as items:
+    async with aclosing(follow(client, prefix, Backoff(0.1, 1.0, random.Random(0)))) as items:
         async for item in items:
             seen_at_ns = time.monotonic_ns()
             for event in item.events if isinstance(item, Changes) else ():
