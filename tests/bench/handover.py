@@ -1,7 +1,8 @@
 """From the signal to a leader until the next one, another process, has begun: beside `etcdctl elect`.
 
 In each round both programs get a new follower, each waits for the same time, and then they are measured one after the
-other, and in the next round the other way round: what else the machine does hits both alike.
+other, in an order that turns from round to round (the first finds a cluster that has rested, and is slower): what else
+the machine does hits both alike.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class Lane:
             leader.kill()
         else:
             self._contenders.append(leader)
+            await self.queued()  # now, so that it does not disturb the next measurement
 
     def kill(self) -> None:
         """Ends all processes."""
@@ -140,9 +142,8 @@ async def measure(cluster: EtcdCluster, runs: int, folder: Path, tell: Callable[
                 if run % 20 == 0:
                     tell(f"handover: {run} of {runs}")
                 await _settle(lanes)
-                first, second, last = lanes if run % 2 else (lanes[1], lanes[0], lanes[2])
-                for lane in (first, second, last):  # the one that stays queues anew, which would disturb others
-                    await lane.measure()
+                for turn in range(len(lanes)):
+                    await lanes[(run + turn) % len(lanes)].measure()
                     await asyncio.sleep(_QUIET_S)
             await _settle(lanes)
             idle = await _cpu_of_followers(lanes)
