@@ -94,25 +94,20 @@ class Attempt:
         campaign = asyncio.create_task(self._campaign())
         try:
             async with asyncio.TaskGroup() as group:
-                follow = (self._renew, self._watch_deadline, self._follow_queue, self._keep_tokens)
-                helpers = [group.create_task(run()) for run in follow]
-                state = await self._win()
-                if isinstance(state, Leading):
-                    await run_work(
-                        self._machine,
-                        lead(state.token),
-                        margin_s=self._candidacy.config.margin_s,
-                        who=self._candidacy.who,
-                        where=self._candidacy.where,
-                    )
+                runs = (self._renew, self._watch_deadline, self._follow_queue, self._keep_tokens, self._prove)
+                helpers = [group.create_task(run()) for run in runs]
+                try:
+                    state = await self._win()
+                    if isinstance(state, Leading):
+                        await self._work(lead(state.token))
+                finally:
+                    await self._hand_over(self._leave())  # before anything else is ended: somebody waits for it
                 for helper in helpers:
                     helper.cancel()
         finally:
-            self._machine.stop(LossReason.CLOSED)  # does nothing after a loss
-            left = self._machine.state
-            assert isinstance(left, Leaving)
+            left = self._leave()
             try:
-                await self._release(left)
+                await let_go(self._client, self._lease.id, whose=self._candidacy.who)
             finally:
                 campaign.cancel()
                 await asyncio.wait({campaign})
@@ -120,6 +115,18 @@ class Attempt:
         if not campaign.cancelled():
             campaign.result()
         return left
+
+    def _leave(self) -> Leaving:
+        """Closes the attempt, unless it is lost already."""
+        self._machine.stop(LossReason.CLOSED)
+        left = self._machine.state
+        assert isinstance(left, Leaving)
+        return left
+
+    async def _work(self, work: Awaitable[Any]) -> None:
+        candidacy = self._candidacy
+        margin_s = candidacy.config.margin_s
+        await run_work(self._machine, work, margin_s=margin_s, who=candidacy.who, where=candidacy.where)
 
     # --- what is learned -------------------------------------------------------------------------------------
 
@@ -196,7 +203,7 @@ class Attempt:
     # --- winning ---------------------------------------------------------------------------------------------
 
     async def _win(self) -> State:
-        """Waits until the own key is the oldest, and proves it. Returns Leading, or Leaving."""
+        """Waits until the leadership is proven, by `_prove` or by the predecessor. Returns Leading, or Leaving."""
         queue_s = self._client.config.call_timeout_s
         member = self._client.member
         try:
@@ -206,16 +213,16 @@ class Attempt:
             self._client.avoid(member)
             hung = EtcdUnavailable(f"etcd did not queue the candidate within {queue_s:g} s")
             self._machine.apply(leadership.AttemptFailed(self._clock.now_s(), hung))
-        await self._machine.until(lambda state: not isinstance(state, Campaigning) or state.may_prove)
-        await self._prove()
-        return self._machine.state
+        return await self._machine.until(lambda state: not isinstance(state, Campaigning))
 
     async def _prove(self) -> None:
-        """Writes that the candidate is elected if and only if its key is still the one that won.
+        """Writes that the candidate is elected, once its key is the oldest, if the key is still the one that won.
 
         A linearizable read would prove nothing: it can be stale after a process pause (etcd #20418). The write is
-        safe to repeat, since it does not change the key's create revision.
+        safe to repeat, since it does not change the key's create revision. When the watch shows a handover or the own
+        proof meanwhile, nobody waits for the answer.
         """
+        await self._machine.until(lambda state: not isinstance(state, Campaigning) or state.may_prove)
         backoff = self._candidacy.backoff()
         while isinstance(state := self._machine.state, Campaigning):
             token = Token(self._epoch.number, state.created)
@@ -257,23 +264,22 @@ class Attempt:
 
     # --- letting go ------------------------------------------------------------------------------------------
 
-    async def _release(self, left: Leaving) -> None:
-        """Gives the key to somebody who waits, or lets it go; a lease that cannot be revoked expires by itself."""
-        if left.token and left.reason not in _KEY_IS_GONE:
-            try:
-                await self._hand_over(left.token)
-            except ElectionError as error:  # without a successor of its own choice, the next in line leads
-                logger.warning("%s: the leadership could not be handed over: %s", self._candidacy.who, error)
-        await let_go(self._client, self._lease.id, whose=self._candidacy.who)
+    async def _hand_over(self, left: Leaving) -> None:
+        """Makes the next in line, or the one who was named, the leader; nothing when there is nobody or nothing left.
 
-    async def _hand_over(self, token: Token) -> None:
-        """Makes the next in line, or the one who was named, the leader; nothing when there is none."""
+        What cannot be handed over is let go with the lease, and the next in line leads then.
+        """
+        if left.token is None or left.reason in _KEY_IS_GONE:
+            return
         keyspace, election = self._candidacy.keyspace, self._candidacy.election
-        waiting = self._candidacy.watch.queue.behind(token.revision)
-        for _ in range(_HANDOVER_TRIES):
-            heirs = succession(waiting, self.successor)
-            if not heirs or await hand_over(self._client, keyspace, self._epoch, self.key, token, heirs):
-                return
-            listed = await self._client.list(keyspace.campaign(election))
-            waiting = Queue.of(election, Snapshot.of(listed)).behind(token.revision)
-            await self._renew_epoch(listed.header.revision)
+        waiting = self._candidacy.watch.queue.behind(left.token.revision)
+        try:
+            for _ in range(_HANDOVER_TRIES):
+                heirs = succession(waiting, self.successor)
+                if not heirs or await hand_over(self._client, keyspace, self._epoch, self.key, left.token, heirs):
+                    return
+                listed = await self._client.list(keyspace.campaign(election))
+                waiting = Queue.of(election, Snapshot.of(listed)).behind(left.token.revision)
+                await self._renew_epoch(listed.header.revision)
+        except ElectionError as error:
+            logger.warning("%s: the leadership could not be handed over: %s", self._candidacy.who, error)

@@ -26,6 +26,8 @@ async def run_work(
     """
     working = asyncio.ensure_future(work)
     lost = asyncio.create_task(machine.until(lambda state: not isinstance(state, Leading)))
+    # Once, and not by this task, which would hear of the loss some turns of the loop later.
+    lost.add_done_callback(lambda _: working.cancel())
     try:
         await asyncio.wait({working, lost}, return_when=asyncio.FIRST_COMPLETED)
         _note_end(machine, working, who)
@@ -49,14 +51,13 @@ def _note_end(machine: Machine, working: asyncio.Future[Any], who: str) -> None:
 async def _join(
     machine: Machine, working: asyncio.Future[Any], margin_s: float, who: str, where: Callable[[], str]
 ) -> None:
-    """Cancels the work and waits for its end, however long that takes; says so when it is past the deadline."""
+    """Waits for the end of the cancelled work, however long that takes; says so when it is past the deadline."""
     loss = machine.state
     assert isinstance(loss, Leaving)
     cancelled = False
     reported = False
     # At its deadline the work still has the margin, half of which is kept for clocks that drift.
     deadline_s = loss.noticed_at_s + max(loss.margin_s, margin_s / 2)
-    working.cancel()
     while not working.done():
         left_s = max(deadline_s - machine.clock.now_s(), 0)
         try:
