@@ -18,6 +18,7 @@ from election.etcd.methods import Method, Req, Resp
 from election.etcd.transport import Metadata
 from election.leadership import Closed, Following, Leading
 from election.pb.etcd import election_pb2 as el
+from election.pb.etcd import rpc_pb2 as rpc
 from election.reader import LeaderEventKind
 from election.term import Loss, Term
 from election.token import Token
@@ -173,6 +174,26 @@ async def test_nobody_leads_without_a_write_that_proves_it() -> None:
         assert here.spans == []
         node.candidate.leave()
         await standing_a
+
+
+@virtual
+async def test_a_proof_whose_answer_is_lost_is_seen_by_the_watch() -> None:
+    """The work begins when the watch shows the proof, and does not wait for an answer that never comes."""
+    here = world()
+
+    async def lose(_: int, method: object, answer: object) -> None:
+        if isinstance(answer, rpc.TxnResponse):
+            await asyncio.sleep(60)
+
+    async with here.node("a") as node:
+        node.transport.after_call = lose
+        standing = asyncio.create_task(node.candidate.lead(here.work))
+        async with asyncio.timeout(1):
+            while not here.spans:
+                await asyncio.sleep(0.01)
+        node.transport.after_call = None
+        node.candidate.leave()
+        await standing
 
 
 @virtual
