@@ -217,7 +217,11 @@ class Candidate:
         )
         following = asyncio.create_task(watch.run(candidacy.backoff()))
         try:
-            yield candidacy
+            with ExitStack() as stack:
+                if self._watchdog is not None:
+                    grace_s = self._config.margin_s / 2
+                    stack.enter_context(self._watchdog.watching(self._machine, who=candidacy.who, grace_s=grace_s))
+                yield candidacy
         finally:
             self._watch = None
             following.cancel()
@@ -246,19 +250,12 @@ class Candidate:
 
         def lead(token: Token) -> Awaitable[Any]:
             term = self._machine.term = Term(self, attempt.key, token)
-            return self._work(work, term)
+            return work(term)
 
         try:
             return await attempt.run(lead)
         finally:
             self._attempt = None
-
-    async def _work(self, work: Work, term: Term) -> None:
-        with ExitStack() as stack:
-            if self._watchdog is not None:
-                who = f"{self.id} in {self.election!r}"
-                stack.enter_context(self._watchdog.watching(self._machine, who=who, grace_s=self._config.margin_s / 2))
-            await work(term)
 
     async def _pause(self, duration_s: float) -> None:
         """Waits between two attempts, but not for a candidate that was asked to leave."""
