@@ -39,6 +39,10 @@ _DEADLINE_LOOK_S = 1.0
 _KEY_IS_GONE = (LossReason.EXPIRED, LossReason.KEY_DELETED)
 """The losses after which there is nothing to hand over."""
 
+_SILENT_TTLS, _SILENT_S = 2, 10.0
+"""How long a leader goes on without a sign of life from its watch: in lease times, and at least. A watch whose member
+hangs is opened elsewhere after some 4 s."""
+
 _HEAD_START_S = 0.02
 """What the watch gets before an answer of Campaign counts: it mostly tells the same, and may bring the proof along."""
 
@@ -162,13 +166,21 @@ class Attempt:
             self._machine.apply(leadership.LeaseLost(self._clock.now_s()))
 
     async def _watch_deadline(self) -> None:
-        """Notices the deadline soon after it passed. `is_leader` and `check` do not wait for this."""
+        """Notices the deadline soon after it passed. `is_leader` and `check` do not wait for this.
+
+        Also a watch that has fallen silent: anybody may renew a lease, on etcd before 3.5.30, also a user who may not
+        read any more, so a deadline that moves on does not say that the key is there.
+        """
+        silence_s = max(_SILENT_TTLS * self._lease.ttl_s, _SILENT_S)
         while isinstance(state := self._machine.state, Campaigning | Leading):
-            left_s = state.deadline_s - self._clock.now_s()
-            if left_s > 0:
-                await self._clock.sleep_s(min(left_s, _DEADLINE_LOOK_S))
-            else:
-                self._machine.apply(leadership.DeadlinePassed(self._clock.now_s()))
+            now_s = self._clock.now_s()
+            if now_s >= state.deadline_s:
+                self._machine.apply(leadership.DeadlinePassed(now_s))
+            elif now_s - self._candidacy.watch.heard_at_s > silence_s:
+                logger.warning("%s: the watch has told nothing for %.1f s", self._candidacy.who, silence_s)
+                self._machine.apply(leadership.WatchSilent(now_s))
+            if isinstance(self._machine.state, Campaigning | Leading):
+                await self._clock.sleep_s(min(state.deadline_s - now_s, _DEADLINE_LOOK_S))
 
     async def _follow_queue(self) -> None:
         """Tells the state machine where the own key stands, for as long as etcd tells us."""

@@ -151,6 +151,13 @@ class DeadlinePassed:
 
 
 @dataclass(frozen=True, slots=True)
+class WatchSilent:
+    """The watch has told nothing for so long that the own key may be gone, although the lease is renewed."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class WorkReturned:
     """The work ended by itself."""
 
@@ -193,6 +200,7 @@ Event = (
     | Renewed
     | LeaseLost
     | DeadlinePassed
+    | WatchSilent
     | WorkReturned
     | WorkFailed
     | Stopped
@@ -293,6 +301,7 @@ _IGNORED_WHILE_LEAVING = (
     Renewed,
     LeaseLost,
     DeadlinePassed,
+    WatchSilent,
     WorkReturned,
     WorkFailed,
     Stopped,
@@ -311,6 +320,7 @@ _TABLE: dict[tuple[type, type], Callable[[Any, Any], State]] = {
     (Campaigning, Renewed): _renewed,
     (Campaigning, LeaseLost): _loses(LossReason.EXPIRED),
     (Campaigning, DeadlinePassed): _deadline_passed,
+    (Campaigning, WatchSilent): _same,  # it may wait for as long as it likes
     (Campaigning, Stopped): lambda state, event: _lost(state, event.at_s, event.reason),
     (Leading, QueueSeen): _queue_while_leading,
     (Leading, CampaignReturned): _same,
@@ -320,6 +330,7 @@ _TABLE: dict[tuple[type, type], Callable[[Any, Any], State]] = {
     (Leading, Renewed): _renewed,
     (Leading, LeaseLost): _loses(LossReason.EXPIRED),
     (Leading, DeadlinePassed): _deadline_passed,
+    (Leading, WatchSilent): _loses(LossReason.EXPIRED),
     (Leading, WorkReturned): _loses(LossReason.RESIGNED),
     (Leading, WorkFailed): lambda state, event: _lost(state, event.at_s, LossReason.WORK_FAILED, event.error),
     (Leading, Stopped): lambda state, event: _lost(state, event.at_s, event.reason),

@@ -94,6 +94,8 @@ class QueueWatch:
         self.queue = Queue(election)
         self.looks: Published[Look | None] = Published(None)
         """The newest look, None before the first; `queue` is as of it."""
+        self.heard_at_s = client.clock.now_s()
+        """When the watch last gave a sign of life."""
         self._client = client
         self._prefix = keyspace.campaign(election)
         self._who = who
@@ -122,6 +124,7 @@ class QueueWatch:
             await self._client.clock.sleep_s(backoff.next_s())
 
     def _take(self, item: object) -> None:
+        self.heard_at_s = self._client.clock.now_s()
         if isinstance(item, Snapshot):
             before = self.looks.value
             self.queue.replace(item)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from google.protobuf.message import Message
@@ -18,14 +19,36 @@ from tests.fake.transport import FakeTransport
 from tests.simulation.world import leads, standing, world
 
 
-def refuse(transport: FakeTransport, refused: Method[Req, Resp]) -> None:
-    """Lets etcd permit all but one method."""
+def refuse(transport: FakeTransport, *refused: Method[Any, Any]) -> None:
+    """Lets etcd permit all but these methods."""
 
     async def before(member: int, method: Method[Req, Resp], request: Message) -> None:
-        if method is refused:
+        if method in refused:
             raise RpcFailed(StatusCode.PERMISSION_DENIED, "etcdserver: permission denied")
 
     transport.before_call = before
+
+
+@virtual
+async def test_a_leader_that_may_not_read_any_more_stops_although_its_lease_is_renewed() -> None:
+    """Nobody would tell it that its key is gone; an outage of the watch that is shorter costs nothing."""
+    here = world()
+    async with standing(here, ["a", "b"]) as [a, b]:
+        await leads(a)
+        for outage_s in (8, 40):
+            assert a.candidate.is_leader
+            refuse(a.transport, methods.WATCH, methods.RANGE)
+            a.transport.cut(0, 1, 2)
+            await asyncio.sleep(0.5)
+            a.transport.mend()
+            await asyncio.sleep(outage_s)
+            a.transport.before_call = None
+        assert not a.candidate.is_leader
+        assert a.candidate.loss is not None
+        assert a.candidate.loss.reason is LossReason.EXPIRED
+        assert a.candidate.loss.margin_s > 0
+        await leads(b)
+    here.check_spans()
 
 
 @virtual
