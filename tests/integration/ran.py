@@ -100,6 +100,18 @@ async def leads(ran: Ran, *candidates: Candidate, timeout_s: float = 20.0) -> Ca
     return leader
 
 
+async def led_to_its_deadline(candidate: Candidate) -> Leading:
+    """Waits until the leader has lost its term: it leads until its deadline and not a moment longer."""
+    state = leading(candidate)
+    while isinstance(candidate.state, Leading):
+        state, before_s = candidate.state, CLOCK.now_s()
+        said_so, after_s = candidate.is_leader, CLOCK.now_s()
+        assert before_s < state.deadline_s if said_so else after_s >= state.deadline_s
+        await asyncio.sleep(0.002)
+    assert not candidate.is_leader
+    return state
+
+
 async def queued(candidate: Candidate, task: asyncio.Task[Any] | None = None) -> None:
     """Waits until the candidate knows its key, or its task has ended."""
     await until(lambda: token(candidate) > 0 or (task is not None and task.done()))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from election import Candidate, LossReason, connect
+from election import Candidate, CandidateConfig, LossReason, connect
 from election.dev.etcd import EtcdCluster, Member
 from election.etcd.client import EtcdClient
 from tests.integration.ran import CLOCK, STEADY, Ran, leading, leads, queued_anew, standing, until
@@ -24,7 +24,9 @@ class Rivals:
     """Three elections, each with a leader that talks to another member and somebody who waits."""
 
     cluster: EtcdCluster
+    config: CandidateConfig
     leaders: list[Candidate]
+    clients: list[EtcdClient]
     tokens: list[int]
 
     @asynccontextmanager
@@ -41,7 +43,7 @@ class Rivals:
             looking = group.create_task(look())
             yield
             # A deadline this late is that of a renewal which was sent after the fault.
-            deadline_s = CLOCK.now_s() + STEADY.ttl_s - STEADY.margin_s
+            deadline_s = CLOCK.now_s() + self.config.ttl_s - self.config.margin_s
             await until(lambda: all(leading(leader).deadline_s > deadline_s for leader in self.leaders))
             looking.cancel()
         assert [leading(leader).token for leader in self.leaders] == self.tokens
@@ -55,26 +57,37 @@ class Rivals:
 
 
 @asynccontextmanager
-async def rivals(cluster: EtcdCluster, namespace: str) -> AsyncIterator[Rivals]:
-    """Rivals who all hand over at the end, because strangers delete the leaders' keys: so every watch still works."""
+async def rivals(
+    cluster: EtcdCluster,
+    namespace: str,
+    *,
+    config: CandidateConfig = STEADY,
+    ways: Sequence[Sequence[str]] | None = None,
+) -> AsyncIterator[Rivals]:
+    """Rivals who all hand over at the end, because strangers delete the leaders' keys: so every watch still works.
+
+    `ways` has the addresses at which each leader dials the members, where they are not the members' own.
+    """
     async with AsyncExitStack() as stack:
-        leaders, waiting, rans = [], [], []
+        leaders, clients, waiting, rans = [], [], [], []
         for member in cluster.members:
-            near = await stack.enter_async_context(connect(cluster.endpoints, namespace=namespace))
+            endpoints = ways[member.index] if ways else cluster.endpoints
+            near = await stack.enter_async_context(connect(endpoints, namespace=namespace))
             far = await stack.enter_async_context(connect(cluster.endpoints, namespace=namespace))
             use(near.client, member)
             election, ran = f"e{member.index}", Ran()
-            leader = near.candidate(election, id=f"{member.name}-leader", config=STEADY)
-            second = far.candidate(election, id=f"{member.name}-second", config=STEADY)
+            leader = near.candidate(election, id=f"{member.name}-leader", config=config)
+            second = far.candidate(election, id=f"{member.name}-second", config=config)
             await stack.enter_async_context(standing(ran, leader, second))
             await leads(ran, leader)
             leaders.append(leader)
+            clients.append(near.client)
             waiting.append(second)
             rans.append(ran)
         held = [leading(leader) for leader in leaders]
-        yield Rivals(cluster, leaders, [state.token for state in held])
+        yield Rivals(cluster, config, leaders, clients, [state.token for state in held])
         for leader, state in zip(leaders, held, strict=True):
-            await near.client.delete(near.keyspace.candidate(leader.election, state.lease))
+            await far.client.delete(far.keyspace.candidate(leader.election, state.lease))
         for leader, state, second, ran in zip(leaders, held, waiting, rans, strict=True):
             assert await leads(ran, second) is second
             assert leading(second).token > state.token
