@@ -40,8 +40,12 @@ pytestmark = pytest.mark.etcd
 QUICK = CandidateConfig(ttl_s=3, renew_s=0.5, retry_max_s=1.0)
 STUBBORN = CandidateConfig(ttl_s=5, renew_s=0.5, retry_max_s=1.0)
 CUTS = (Link.cut, Link.hold_requests, Link.hold_answers)
-UNNOTICED_S = 3.0
-"""For how long a member that has lost the others says that nothing happens: see `election.reader.Source`."""
+UNNOTICED_S = 5.0
+"""For how long a member that is cut off says that nothing happens, at etcd's defaults.
+
+It misses its leader after one to two election timeouts, and ends its streams when it has looked three times, once in an
+election timeout, and seen none (etcd: server/etcdserver/api/v3rpc/interceptor.go, monitorLeader).
+"""
 
 
 # --- members that are cut off from the others -------------------------------------------------------------------
