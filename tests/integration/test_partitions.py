@@ -246,7 +246,8 @@ async def test_a_leader_that_reaches_no_member_stops_before_its_lease_can_end(
             new = far.candidate(election, id="new", config=STUBBORN)
             async with standing(ran, old, new):
                 await leads(ran, old)
-                [span], transitions = ran.spans, old.transitions()
+                [span], transitions, granted = ran.spans, old.transitions(), leading(old)
+                await until(lambda: leading(old).deadline_s > granted.deadline_s)
                 for relay in between:
                     cut(relay.link)
                 last = await led_to_its_deadline(old)
