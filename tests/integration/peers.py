@@ -70,7 +70,7 @@ async def partitionable_cluster(folder: Path) -> AsyncIterator[tuple[EtcdCluster
             await stack.enter_async_context(relay)
         advertised = [relay.port for relay in peers.relays]
         cluster = await EtcdCluster.start(data_dir=folder, peer_ports=ports, advertised_peer_ports=advertised)
-        await stack.enter_async_context(cluster)
+        stack.callback(cluster.kill)
         peers.members = cluster.members
         for relay in peers.relays:
             relay.reset()  # the connections from before it was known who is who
