@@ -49,6 +49,7 @@ class EtcdCluster:
         members: int = 3,
         client_ports: Sequence[int] | None = None,
         peer_ports: Sequence[int] | None = None,
+        advertised_peer_ports: Sequence[int] | None = None,
         extra_args: Sequence[str] = (),
         tls: TlsConfig | None = None,
         timeout_s: float = 30.0,
@@ -57,9 +58,10 @@ class EtcdCluster:
 
         Data and logs go below `data_dir`, which is made if need be and never removed. A folder with the data of
         an earlier cluster can be used with the same number of members and the same ports. Ports that are not
-        given are drawn, and drawn again when another program was faster. With `tls` the members serve clients
-        with that certificate and demand one from the same authority (so it must be good for both ends); what
-        they say to each other stays in the clear.
+        given are drawn, and drawn again when another program was faster. With `advertised_peer_ports` the members
+        dial each other there, and the caller has to relay it to the `peer_ports`. With `tls` the members serve
+        clients with that certificate and demand one from the same authority (so it must be good for both ends);
+        what they say to each other stays in the clear.
 
         Raises:
             ConfigError: when there is no etcd, a given port is in use, or a member does not accept its settings.
@@ -72,6 +74,7 @@ class EtcdCluster:
             names=tuple(f"m{number}" for number in range(1, members + 1)),
             client_ports=None if client_ports is None else tuple(client_ports),
             peer_ports=None if peer_ports is None else tuple(peer_ports),
+            advertised_peer_ports=None if advertised_peer_ports is None else tuple(advertised_peer_ports),
             extra_args=tuple(extra_args),
             tls=tls,
         )

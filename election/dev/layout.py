@@ -21,16 +21,23 @@ class Layout:
     names: tuple[str, ...]
     client_ports: tuple[int, ...] | None
     peer_ports: tuple[int, ...] | None
+    advertised_peer_ports: tuple[int, ...] | None
     extra_args: tuple[str, ...]
     tls: TlsConfig | None
 
     def __post_init__(self) -> None:
         if not self.names:
             raise ConfigError("a cluster has 1 member or more")
-        for kind, ports in (("client", self.client_ports), ("peer", self.peer_ports)):
+        for kind, ports in (
+            ("client", self.client_ports),
+            ("peer", self.peer_ports),
+            ("advertised peer", self.advertised_peer_ports),
+        ):
             if ports is not None and len(set(ports)) != len(self.names):
                 shown = ", ".join(map(str, ports))
                 raise ConfigError(f"{len(self.names)} members need as many different {kind} ports, not {shown}")
+        if self.advertised_peer_ports is not None and self.peer_ports is None:
+            raise ConfigError("advertised peer ports lead to the peer ports: give these, too")
         for port in self.given_ports:
             if not can_be_bound(HOST, port):
                 raise PortTaken(f"port {port} on {HOST} is in use by another program", port=port)
@@ -41,7 +48,7 @@ class Layout:
 
     @property
     def given_ports(self) -> tuple[int, ...]:
-        """The ports that the caller has chosen."""
+        """The ports that the caller has chosen for the members to listen on."""
         return (*(self.client_ports or ()), *(self.peer_ports or ()))
 
     @property
@@ -54,7 +61,7 @@ class Layout:
         count = len(self.names)
         drawn = free_ports(2 * count, HOST)
         client_ports, peer_ports = self.client_ports or drawn[:count], self.peer_ports or drawn[count:]
-        peer_urls = [f"http://{HOST}:{port}" for port in peer_ports]
+        peer_urls = [f"http://{HOST}:{port}" for port in self.advertised_peer_ports or peer_ports]
         cluster = [
             "--initial-cluster=" + ",".join(f"{name}={url}" for name, url in zip(self.names, peer_urls, strict=True)),
             f"--initial-cluster-token=election-{peer_ports[0]}",
@@ -72,7 +79,7 @@ class Layout:
                     str(binary),
                     f"--name={name}",
                     f"--data-dir={self.data_dir / name}",
-                    f"--listen-peer-urls={peer_urls[index]}",
+                    f"--listen-peer-urls=http://{HOST}:{peer_ports[index]}",
                     f"--initial-advertise-peer-urls={peer_urls[index]}",
                     *self._client_flags(client_ports[index]),
                     *cluster,

@@ -26,7 +26,7 @@ from election.etcd.watch import Changes, Heard, watch
 from election.leadership import Leading
 from election.reader import LeaderEvent, LeaderEventKind
 from election.views import View
-from tests.integration.test_candidate import CLOCK, ELECTION, Ran, leading, leads, standing, until, until_true
+from tests.integration.ran import CLOCK, ELECTION, Ran, leading, leads, standing, until, until_true
 from tests.integration.test_etcd_client import backoff
 
 pytestmark = pytest.mark.etcd

@@ -10,9 +10,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ from election import (
     guard,
 )
 from election.backoff import Backoff
-from election.clock import BootClock
 from election.config import EtcdConfig
 from election.dev.etcd import EtcdCluster, Member, find_binary
 from election.dev.parent import bound_to_this_process
@@ -44,137 +43,29 @@ from election.etcd.client import EtcdClient
 from election.etcd.lease import grant, renewals
 from election.etcd.methods import Method
 from election.etcd.transport import GrpcTransport
-from election.leadership import Campaigning, Closed, Leading
+from election.leadership import Closed, Leading
 from election.pb.etcd import election_pb2 as el
 from election.pb.etcd import rpc_pb2 as rpc
+from tests.integration.ran import (
+    CLOCK,
+    ELECTION,
+    QUICK,
+    STEADY,
+    Ran,
+    leading,
+    leads,
+    lease,
+    led_to_its_deadline,
+    queued_anew,
+    reason,
+    standing,
+    token,
+    until,
+    until_true,
+)
+from tests.integration.rivals import followers, rivals
 
 pytestmark = pytest.mark.etcd
-
-ELECTION = "demo"
-QUICK = CandidateConfig(ttl_s=3, retry_max_s=1.0)
-# Several attempts fit between a missed renewal and the deadline, so that a term outlives an election in etcd.
-STEADY = CandidateConfig(ttl_s=5, renew_s=0.5)
-CLOCK = BootClock()
-
-
-# --- what ran, and who leads -----------------------------------------------------------------------------------
-
-
-@dataclass
-class Span:
-    """A piece of work that ran: from when until when, on the machine's clock."""
-
-    term: Term
-    began_s: float
-    ended_s: float | None = None
-
-
-@dataclass
-class Ran:
-    """All work that ran in one election."""
-
-    spans: list[Span] = field(default_factory=list)
-
-    async def work(self, term: Term) -> None:
-        """Notes when it ran, and never ends by itself."""
-        span = Span(term, CLOCK.now_s())
-        self.spans.append(span)
-        try:
-            await asyncio.Event().wait()
-        finally:
-            span.ended_s = CLOCK.now_s()
-
-    def check(self) -> None:
-        """No two pieces of work overlap, and tokens strictly grow."""
-        self.check_tokens()
-        for before, after in zip(self.spans, self.spans[1:], strict=False):
-            assert before.ended_s is not None
-            assert before.ended_s <= after.began_s
-
-    def check_tokens(self) -> None:
-        """Tokens strictly grow: all that holds when strangers delete keys, of which the next one may hear first."""
-        for before, after in zip(self.spans, self.spans[1:], strict=False):
-            assert before.term.token < after.term.token
-
-    @property
-    def ids(self) -> list[str]:
-        return [span.term.id for span in self.spans]
-
-
-async def until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not holds():
-            await asyncio.sleep(0.005)
-
-
-async def until_true(holds: Callable[[], Awaitable[bool]], timeout_s: float = 20.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not await holds():
-            await asyncio.sleep(0.02)
-
-
-def leading(candidate: Candidate) -> Leading:
-    assert isinstance(candidate.state, Leading)
-    return candidate.state
-
-
-def token(candidate: Candidate) -> int:
-    """The create revision of the candidate's key, as it knows it; 0 while it has none."""
-    match candidate.state:
-        case Campaigning(created=created):
-            return created
-        case Leading(token=held):
-            return held.revision
-        case _:
-            return 0
-
-
-def reason(candidate: Candidate) -> LossReason | None:
-    """Why the candidate's last term ended."""
-    return candidate.loss.reason if candidate.loss else None
-
-
-def lease(candidate: Candidate) -> int:
-    assert isinstance(candidate.state, Campaigning | Leading)
-    return candidate.state.lease
-
-
-async def leads(ran: Ran, *candidates: Candidate, timeout_s: float = 20.0) -> Candidate:
-    """The one of them that leads, when one does and its work has begun."""
-
-    def works() -> bool:
-        tokens = [token(candidate) for candidate in candidates if candidate.is_leader]
-        return bool(ran.spans) and tokens == [ran.spans[-1].term.token.revision]
-
-    await until(works, timeout_s)
-    [leader] = [candidate for candidate in candidates if candidate.is_leader]
-    return leader
-
-
-async def queued(candidate: Candidate, task: asyncio.Task[Any] | None = None) -> None:
-    """Waits until the candidate knows its key, or its task has ended."""
-    await until(lambda: token(candidate) > 0 or (task is not None and task.done()))
-
-
-async def queued_anew(candidate: Candidate, lost: int) -> None:
-    """Waits until the candidate has lost the key with this token, and has a new one."""
-    await until(lambda: token(candidate) > lost)
-
-
-@asynccontextmanager
-async def standing(ran: Ran, *candidates: Candidate) -> AsyncIterator[None]:
-    """Lets candidates stand, in this order; all leave at the end."""
-    tasks = []
-    try:
-        for candidate in candidates:
-            tasks.append(asyncio.create_task(candidate.lead(ran.work)))
-            await queued(candidate, tasks[-1])
-        yield
-    finally:
-        for candidate in candidates:
-            candidate.leave()
-        await asyncio.wait_for(asyncio.gather(*tasks), 30)
-    assert all(candidate.state == Closed() for candidate in candidates)
 
 
 @pytest.fixture
@@ -489,82 +380,6 @@ async def test_a_fenced_transaction_is_for_the_leader_only(store: Store, monkeyp
 # --- what happens to etcd ---------------------------------------------------------------------------------------
 
 
-def use(client: EtcdClient, member: Member) -> None:
-    """Lets the client's next calls go to this member."""
-    while client.member != member.index:
-        client.avoid(client.member)
-
-
-@dataclass
-class Rivals:
-    """Three elections, each with a leader that talks to another member and somebody who waits."""
-
-    cluster: EtcdCluster
-    leaders: list[Candidate]
-    tokens: list[Token]
-
-    @asynccontextmanager
-    async def through(self) -> AsyncIterator[None]:
-        """What happens in this block costs no leader its term: each is leader at every look, and renews after it."""
-
-        async def look() -> None:
-            while True:
-                for leader, held in zip(self.leaders, self.tokens, strict=True):
-                    assert leader.is_leader, f"{leader.id} lost its term: {leader.loss} of {held}"
-                await asyncio.sleep(0.005)
-
-        async with asyncio.TaskGroup() as group:
-            looking = group.create_task(look())
-            yield
-            # A deadline this late is that of a renewal which was sent after the fault.
-            deadline_s = CLOCK.now_s() + STEADY.ttl_s - STEADY.margin_s
-            await until(lambda: all(leading(leader).deadline_s > deadline_s for leader in self.leaders))
-            looking.cancel()
-        assert [leading(leader).token for leader in self.leaders] == self.tokens
-
-    async def heal(self) -> None:
-        """Everything runs again."""
-        for member in self.cluster.members:
-            member.resume()
-            await member.start()
-        await self.cluster.wait_healthy()
-
-
-@asynccontextmanager
-async def rivals(cluster: EtcdCluster, namespace: str) -> AsyncIterator[Rivals]:
-    """Rivals who all hand over at the end, because strangers delete the leaders' keys: so every watch still works."""
-    async with AsyncExitStack() as stack:
-        leaders, waiting, rans = [], [], []
-        for member in cluster.members:
-            near = await stack.enter_async_context(connect(cluster.endpoints, namespace=namespace))
-            far = await stack.enter_async_context(connect(cluster.endpoints, namespace=namespace))
-            use(near.client, member)
-            election, ran = f"e{member.index}", Ran()
-            leader = near.candidate(election, id=f"{member.name}-leader", config=STEADY)
-            second = far.candidate(election, id=f"{member.name}-second", config=STEADY)
-            await stack.enter_async_context(standing(ran, leader, second))
-            await leads(ran, leader)
-            leaders.append(leader)
-            waiting.append(second)
-            rans.append(ran)
-        held = [leading(leader) for leader in leaders]
-        yield Rivals(cluster, leaders, [state.token for state in held])
-        for leader, state in zip(leaders, held, strict=True):
-            await near.client.delete(near.keyspace.candidate(leader.election, state.lease))
-        for leader, state, second, ran in zip(leaders, held, waiting, rans, strict=True):
-            assert await leads(ran, second) is second
-            assert leading(second).token > state.token
-            await queued_anew(leader, state.token.revision)
-            assert reason(leader) is LossReason.KEY_DELETED
-        for ran in rans:
-            ran.check_tokens()
-
-
-async def followers(cluster: EtcdCluster) -> list[Member]:
-    leader = await cluster.leader()
-    return [member for member in cluster.members if member is not leader]
-
-
 @pytest.mark.parametrize("hurt", [Member.kill, Member.pause], ids=["killed", "paused"])
 async def test_a_term_outlives_any_member(
     fresh_cluster: EtcdCluster, namespace: str, hurt: Callable[[Member], None]
@@ -615,15 +430,9 @@ async def test_a_leader_without_a_quorum_stops_before_its_lease_can_end(
         a, _ = candidates
         async with standing(ran, *candidates):
             await leads(ran, a)
-            state = leading(a)
             for member in fresh_cluster.members[:2]:
                 member.kill()
-            while isinstance(a.state, Leading):
-                state, before_s = a.state, CLOCK.now_s()
-                said_so, after_s = a.is_leader, CLOCK.now_s()
-                assert before_s < state.deadline_s if said_so else after_s >= state.deadline_s
-                await asyncio.sleep(0.002)
-            assert not a.is_leader
+            state = await led_to_its_deadline(a)
             assert reason(a) is LossReason.EXPIRED
             [span] = ran.spans
             await until(lambda: span.ended_s is not None)

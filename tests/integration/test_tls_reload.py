@@ -19,7 +19,7 @@ from election.config import EtcdConfig, TlsConfig
 from election.dev.etcd import EtcdCluster, find_binary
 from election.etcd import methods
 from election.pb.etcd import rpc_pb2 as rpc
-from tests.integration.test_candidate import CLOCK, ELECTION, Ran, leading, leads, standing, until, until_true
+from tests.integration.ran import CLOCK, ELECTION, Ran, leading, leads, standing, until, until_true
 from tests.integration.test_etcd_client import Authority
 
 pytestmark = pytest.mark.etcd
