@@ -23,8 +23,9 @@ T = TypeVar("T")
 class Source:
     """Where an answer comes from: complete up to `revision`, and `age_s` old (0: etcd was asked for it).
 
-    A member of etcd that has lost the others notices it after three election timeouts, and says until then that
-    nothing happens: so the answer can be some 3 s older than it says, at etcd's defaults.
+    A member of etcd that has lost the others misses its leader after one to two election timeouts, and ends watches
+    after three more; until then it says that nothing happens. So the answer can be some 5 s older than it says, at
+    etcd's defaults.
     """
 
     cluster_id: int

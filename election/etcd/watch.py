@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from grpc import StatusCode
 
 from election.backoff import Backoff
-from election.errors import AccessDenied, Compacted, EtcdUnavailable, RolledBack
+from election.errors import AccessDenied, Compacted, EtcdError, EtcdUnavailable, RolledBack
 from election.etcd import methods
 from election.etcd.client import EtcdClient
 from election.etcd.transport import RpcFailed, Stream
@@ -140,7 +140,7 @@ async def _read(
         key=prefix, range_end=range_end(prefix), start_revision=max(start_revision - 1, 1), fragment=True
     )
     fragments: list[kv.Event] = []
-    async with aclosing(_answers(client, stream, rpc.WatchRequest(create_request=create))) as answers:
+    async with aclosing(_answers(client, stream, prefix, rpc.WatchRequest(create_request=create))) as answers:
         async for answer in answers:
             client.note(answer)
             if answer.canceled:
@@ -160,11 +160,19 @@ async def _read(
                 yield Heard()
 
 
-async def _answers(client: EtcdClient, stream: _Watch, create: rpc.WatchRequest) -> AsyncGenerator[rpc.WatchResponse]:
-    """Everything that comes, until the stream ends, or stays silent though it was asked for a sign of life."""
+async def _answers(
+    client: EtcdClient, stream: _Watch, prefix: bytes, create: rpc.WatchRequest
+) -> AsyncGenerator[rpc.WatchResponse]:
+    """Everything that comes, until the stream ends, stays silent though it was asked for a sign of life, or is behind.
+
+    A member whose disk hangs, or whom the others cannot hear, has a leader and gives signs of life, and never learns
+    anything: what shows it is that etcd, when it is read, has been further for a beat or more.
+    """
     beat_s = client.config.attempt_timeout_s
     silent_beats = 0
+    reached = due = 0  # the revisions at which etcd was a beat ago, and two beats ago
     reading: asyncio.Task[rpc.WatchResponse | None] | None = None
+    asking: asyncio.Task[int] | None = None
     try:
         await stream.write(create)
         while silent_beats <= _SILENT_BEATS:
@@ -172,22 +180,36 @@ async def _answers(client: EtcdClient, stream: _Watch, create: rpc.WatchRequest)
             await asyncio.wait({reading}, timeout=beat_s)
             if not reading.done():
                 silent_beats += 1
+                if asking is None or asking.done():
+                    due, reached = reached, asking.result() if asking else 0
+                    asking = asyncio.create_task(_revision(client, prefix))
                 async with asyncio.timeout(beat_s):
                     await stream.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
                 continue
             answer, reading, silent_beats = reading.result(), None, 0
             if answer is None:
                 return
+            if answer.header.revision < due and not (answer.events or answer.canceled):
+                return  # the member is behind
             yield answer
     except TimeoutError:
         return
     finally:
         stream.cancel()
-        if reading is not None:
-            reading.cancel()
-            await asyncio.wait({reading})
-            if not reading.cancelled():
-                reading.exception()  # looked at, so that asyncio does not report it as lost
+        for task in (reading, asking):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
+                if not task.cancelled():
+                    task.exception()  # looked at, so that asyncio does not report it as lost
+
+
+async def _revision(client: EtcdClient, prefix: bytes) -> int:
+    """The revision of etcd by a linearizable read; 0 when it cannot be read."""
+    try:
+        return (await client.get(prefix))[1].revision
+    except EtcdError:
+        return 0
 
 
 def _refusal(answer: rpc.WatchResponse) -> Compacted | RpcFailed:

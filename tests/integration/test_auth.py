@@ -358,8 +358,9 @@ async def test_who_may_not_stand_is_told_what_to_grant(
         store, _ = await stack.enter_async_context(store_of("alice", cluster, namespace))
         ran, candidate = Ran(), store.candidate(ELECTION, id="alice", config=BRIEF)
         leading = asyncio.create_task(candidate.lead(ran.work))
-        refused = f"campaigns/{ELECTION}/" if what == "read" else "epoch"
-        line = f"refused access: user 'alice' has no permission for /election/{namespace}/{refused}: "
+        root = f"/election/{namespace}/"
+        refused = f"{root}campaigns/{ELECTION}/" if what == "read" else f"{root}epoch, {root}highest/{ELECTION}"
+        line = f"refused access: user 'alice' has no permission for {refused}: "
 
         def told() -> bool:
             raised = [str(leading.exception())] if leading.done() else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -49,6 +49,8 @@ UNNOTICED_S = 5.0
 It misses its leader after one to two election timeouts, and ends its streams when it has looked three times, once in an
 election timeout, and seen none (etcd: server/etcdserver/api/v3rpc/interceptor.go, monitorLeader).
 """
+UNCONFIRMED = 512
+"""How many messages etcd's leader sends ahead to a member that confirms none (raft's `MaxInflightMsgs`)."""
 
 
 # --- members that are cut off from the others -------------------------------------------------------------------
@@ -104,9 +106,23 @@ async def test_a_term_outlives_an_etcd_leader_that_is_cut_off_one_way(
             await cluster.wait_healthy()
 
 
-@pytest.mark.parametrize("role", ["follower", "leader"])
-async def test_the_next_takes_over_though_its_member_is_isolated(
-    parted: tuple[EtcdCluster, Peers], namespace: str, role: str
+async def isolate(peers: Peers, member: Member, _: Store) -> None:
+    peers.isolate(member)
+
+
+async def leave_behind(peers: Peers, member: Member, store: Store) -> None:
+    """The member hears the others, has a leader, and learns nothing new: as when its disk hangs."""
+    peers.mute(member)
+    for number in range(UNCONFIRMED + 100):
+        await store.client.put(b"/unrelated", b"%d" % number)
+
+
+@pytest.mark.parametrize(("role", "fault"), [("follower", isolate), ("leader", isolate), ("follower", leave_behind)])
+async def test_the_next_takes_over_though_its_member_knows_nothing(
+    parted: tuple[EtcdCluster, Peers],
+    namespace: str,
+    role: str,
+    fault: Callable[[Peers, Member, Store], Awaitable[None]],
 ) -> None:
     """It leads by the place that it had, and a view that watches there shows it, and says how old its answers are."""
     cluster, peers = parted
@@ -124,7 +140,7 @@ async def test_the_next_takes_over_though_its_member_is_isolated(
             await leads(ran, first)
             await until_true(lambda: shows(view, "first"))
             waited = token(second)
-            peers.isolate(member)
+            await fault(peers, member, far)
             first.leave()
             await until_true(lambda: is_oldest(far, "second"))
             await never_older_than_it_says(view, "second", changed_at_s=CLOCK.now_s(), unnoticed_s=UNNOTICED_S)
