@@ -37,9 +37,9 @@ class Settings:
         """Whether to print JSON rather than tables."""
         return self.output == "json"
 
-    def store(self) -> Store:
+    def store(self, state_dir: Path | None = None) -> Store:
         """A store on the configured etcd."""
-        return connect(self.endpoints, namespace=self.namespace, tls=self.tls, user=self.user)
+        return connect(self.endpoints, namespace=self.namespace, tls=self.tls, user=self.user, state_dir=state_dir)
 
     @asynccontextmanager
     async def reader(self, server: str | None, scope: Callable[[Keyspace], bytes]) -> AsyncGenerator[Reader]:
@@ -58,6 +58,13 @@ def setting(*names: str, **attributes: Any) -> Callable[[F], F]:
     attributes.setdefault("envvar", "ELECTION_" + long[2:].upper().replace("-", "_"))
     return click.option(*names, **attributes)
 
+
+state_dir_option = setting(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="keeps the highest token seen, to notice an etcd that was set back",
+)
+"""For those who stand."""
 
 _SHARED: dict[str, tuple[tuple[str, ...], dict[str, Any], tuple[str, ...]]] = {
     # name: (declarations, attributes, variables)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from pathlib import Path
 
 import click
 
@@ -11,7 +12,7 @@ from election.candidate import Candidate
 from election.cli.aside import aside
 from election.cli.exits import LOST, OK
 from election.cli.metrics import metrics_options, telemetry
-from election.cli.options import Settings, command, parse_labels, setting
+from election.cli.options import Settings, command, parse_labels, setting, state_dir_option
 from election.cli.output import print_event, print_json, print_line
 from election.cli.signals import on_signal, until_signal
 from election.collector import Collector, Reaped, ReapFailed, Recovered, Suspected
@@ -37,6 +38,7 @@ _PRIORITY = click.IntRange(-(2**31), 2**31 - 1)
 @setting("--priority", type=_PRIORITY, default=0, show_default=True, help="shown to readers")
 @_LABEL
 @metrics_options
+@state_dir_option
 @setting("--once", is_flag=True, help="exit with 4 after the first loss, instead of standing again")
 def campaign(
     settings: Settings,
@@ -46,6 +48,7 @@ def campaign(
     ttl: int,
     priority: int,
     labels: dict[str, str],
+    state_dir: Path | None,
     once: bool,
     metrics_host: str,
     metrics_port: int | None,
@@ -58,7 +61,7 @@ def campaign(
     config = CandidateConfig(ttl_s=ttl)
 
     async def run() -> int:
-        async with settings.store() as store:
+        async with settings.store(state_dir) as store:
             candidate = store.candidate(
                 name, id=id or default_id(), address=address, labels=labels, priority=priority, config=config
             )
@@ -125,15 +128,22 @@ def _print_campaign_event(
 @command("collect")
 @setting("--id", "id", metavar="ID", help="this collector's name [host-pid]")
 @setting("--grace", type=click.FloatRange(min=0), default=CollectorConfig().grace_s, show_default=True, help="seconds")
+@state_dir_option
 @metrics_options
 def collect(
-    settings: Settings, id: str | None, grace: float, metrics_host: str, metrics_port: int | None, insecure: bool
+    settings: Settings,
+    id: str | None,
+    grace: float,
+    state_dir: Path | None,
+    metrics_host: str,
+    metrics_port: int | None,
+    insecure: bool,
 ) -> int:
     """Collect what agents leave behind when their leases end, until a signal. One of all collectors works."""
     config = CollectorConfig(grace_s=grace)
 
     async def run() -> int:
-        async with settings.store() as store:
+        async with settings.store(state_dir) as store:
             collector = store.collector(id=id or default_id(), config=config)
             async with (
                 telemetry(metrics_host, metrics_port, insecure) as recording,

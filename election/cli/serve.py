@@ -13,7 +13,7 @@ import click
 from election.cli.aside import aside
 from election.cli.exits import OK
 from election.cli.metrics import metrics_options, telemetry
-from election.cli.options import FILE, Settings, command, setting
+from election.cli.options import FILE, Settings, command, setting, state_dir_option
 from election.cli.output import print_event
 from election.cli.run import print_collector
 from election.cli.signals import on_signal
@@ -35,6 +35,7 @@ _RETRY_S = 5.0
 @setting("--collect/--no-collect", default=True, show_default=True, help="stand as a collector of stale agents")
 @setting("--grace", type=click.FloatRange(min=0), default=CollectorConfig().grace_s, show_default=True, help="seconds")
 @setting("--id", "id", metavar="ID", help="this collector's name [host-pid]")
+@state_dir_option
 @metrics_options
 def serve(
     settings: Settings,
@@ -46,6 +47,7 @@ def serve(
     collect: bool,
     grace: float,
     id: str | None,
+    state_dir: Path | None,
     metrics_host: str,
     metrics_port: int | None,
 ) -> int:
@@ -53,7 +55,7 @@ def serve(
 
     async def run() -> int:
         async with AsyncExitStack() as stack:
-            store = await stack.enter_async_context(settings.store())
+            store = await stack.enter_async_context(settings.store(state_dir))
             recording = await stack.enter_async_context(telemetry(metrics_host, metrics_port, insecure))
             view = await stack.enter_async_context(store.view())
             server = await stack.enter_async_context(

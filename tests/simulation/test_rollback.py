@@ -9,7 +9,7 @@ import pytest
 
 from election.candidate import Candidate
 from election.epoch import EpochGuard, raise_epoch, read_epoch
-from election.errors import RolledBack
+from election.errors import EtcdError, RolledBack
 from election.leadership import Leading
 from election.token import Token
 from tests.fake.clock import virtual
@@ -177,7 +177,7 @@ async def test_an_epoch_that_cannot_be_read_lets_nobody_lead() -> None:
     here = world()
     async with here.node("a") as a:
         await a.client.put(KEYS.epoch, b"nonsense")
-        with pytest.raises(Exception, match="is not an epoch: run `election epoch raise`"):
+        with pytest.raises(EtcdError, match="is not an epoch: run `election epoch raise`"):
             await a.candidate.lead(here.work)
         await raised(a)
         standing_a = asyncio.create_task(a.candidate.lead(here.work))
