@@ -229,6 +229,8 @@ class Candidate:
 
     async def _stand(self, candidacy: Candidacy, work: Work) -> Leaving:
         """One attempt, with a lease that nothing else uses or will use."""
+        if self._config.near_leader:
+            await self._client.approach_leader()
         seen = candidacy.watch.looks.value
         lease = await grant(
             self._client,

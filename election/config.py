@@ -104,7 +104,8 @@ class CandidateConfig:
 
     The margin is how long before the lease's end the candidate stops: it covers the drift between two clocks
     and the time for which a deposed etcd leader may still answer renewals, which is one election timeout.
-    `retry_s` is the first pause after a failure; it doubles up to `retry_max_s`, with jitter.
+    `retry_s` is the first pause after a failure; it doubles up to `retry_max_s`, with jitter. With `near_leader` each
+    attempt begins at the member that leads in etcd.
     """
 
     ttl_s: int = 10
@@ -112,6 +113,7 @@ class CandidateConfig:
     renew_s: float | None = None
     retry_s: float = 0.25
     retry_max_s: float = 5.0
+    near_leader: bool = True
 
     def __post_init__(self) -> None:
         _check_positive("ttl_s", self.ttl_s)

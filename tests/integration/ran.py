@@ -14,8 +14,9 @@ from election.leadership import Campaigning, Closed, Leading
 
 ELECTION = "demo"
 QUICK = CandidateConfig(ttl_s=3, retry_max_s=1.0)
-# Several attempts fit between a missed renewal and the deadline, so that a term outlives an election in etcd.
-STEADY = CandidateConfig(ttl_s=5, renew_s=0.5)
+# Several attempts fit between a missed renewal and the deadline, so that a term outlives an election in etcd; and each
+# candidate stays at the member that the test has chosen for it.
+STEADY = CandidateConfig(ttl_s=5, renew_s=0.5, near_leader=False)
 CLOCK = BootClock()
 
 

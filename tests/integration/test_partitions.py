@@ -41,7 +41,7 @@ pytestmark = pytest.mark.etcd
 QUICK = CandidateConfig(ttl_s=3, renew_s=0.5, retry_max_s=1.0)
 STUBBORN = CandidateConfig(ttl_s=5, renew_s=0.5, retry_max_s=1.0)
 # Outlasts elections in etcd that fail, as they may without a pre-vote: 3.4 has none at its defaults.
-PATIENT = CandidateConfig(ttl_s=20, renew_s=0.5)
+PATIENT = CandidateConfig(ttl_s=20, renew_s=0.5, near_leader=False)
 CUTS = (Link.cut, Link.hold_requests, Link.hold_answers)
 UNNOTICED_S = 5.0
 """For how long a member that is cut off says that nothing happens, at etcd's defaults.
@@ -76,7 +76,7 @@ async def test_a_term_outlives_the_isolation_of_any_member(
     """Whoever talks to the member that is cut off from the others goes on at another one, and keeps its token."""
     cluster, peers = parted
     member = await member_in(cluster, role)
-    async with rivals(cluster, namespace, config=CandidateConfig(ttl_s=ttl_s, renew_s=0.5)) as here:
+    async with rivals(cluster, namespace, config=CandidateConfig(ttl_s=ttl_s, renew_s=0.5, near_leader=False)) as here:
         async with here.through():
             peers.isolate(member)
             await asyncio.sleep(10.5)  # more than both TTLs, and more than twice the shorter one
