@@ -10,7 +10,8 @@ import pytest
 from election.candidate import Candidate
 from election.epoch import EpochGuard, raise_epoch, read_epoch
 from election.errors import RolledBack
-from election.leadership import Leading
+from election.leadership import Campaigning, Leading
+from election.pb.etcd import rpc_pb2 as rpc
 from election.token import Token
 from tests.fake.clock import virtual
 from tests.fake.etcd import Snapshot
@@ -131,6 +132,59 @@ async def test_a_process_that_was_restarted_remembers_by_its_state_folder() -> N
         second.candidate.leave()
         await standing_second
     here.check_spans()
+
+
+@virtual
+async def test_a_term_that_begins_while_a_candidate_is_admitted_is_no_regress() -> None:
+    """Its token is above the revision at which the lease was granted, and below that of the reads after it."""
+    here = world()
+
+    async def slowly(_: int, __: object, request: object) -> None:
+        if isinstance(request, rpc.TxnRequest):
+            await asyncio.sleep(0.5)
+
+    async with here.node("a") as a, here.node("b") as b:
+        b.transport.before_call = slowly
+        standing_b = asyncio.create_task(b.candidate.lead(here.work))
+        await asyncio.sleep(0.01)
+        standing_a = asyncio.create_task(a.candidate.lead(here.work))
+        await leads(a)
+        await asyncio.sleep(2)
+        assert isinstance(b.candidate.state, Campaigning)
+        assert (await read_epoch(a.client, KEYS)).revision == 0
+        b.candidate.leave()
+        a.candidate.leave()
+        await asyncio.gather(standing_a, standing_b)
+
+
+@virtual
+async def test_a_term_that_another_candidate_of_the_process_sees_meanwhile_is_no_regress() -> None:
+    """They share a guard, and a state folder that takes its time."""
+    here = world()
+
+    class Slow(Folder):
+        async def advance(self, name: str, token: Token) -> Token:
+            await asyncio.sleep(0.2)
+            return await super().advance(name, token)
+
+    async def slowly(_: int, __: object, answer: object) -> None:
+        if isinstance(answer, rpc.LeaseGrantResponse):
+            await asyncio.sleep(0.9)
+
+    async with here.machine() as machine:
+        guard = EpochGuard(machine.client, KEYS, memory=Slow())
+        late, early = (Candidate(machine.client, KEYS, name, id=name, guard=guard) for name in ("late", "early"))
+        machine.transport.after_call = slowly
+        standing_late = asyncio.create_task(late.lead(here.work))
+        await asyncio.sleep(0.1)
+        machine.transport.after_call = None
+        standing_early = asyncio.create_task(early.lead(here.work))
+        await asyncio.sleep(5)
+        assert early.is_leader
+        assert late.is_leader
+        early.leave()
+        late.leave()
+        await asyncio.gather(standing_early, standing_late)
 
 
 @virtual
