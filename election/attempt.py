@@ -24,7 +24,7 @@ from election.etcd.lease import Lease, let_go, renewals
 from election.etcd.watch import Snapshot
 from election.handover import hand_over
 from election.keys import Keyspace
-from election.leadership import Campaigning, Leading, Leaving, State
+from election.leadership import Campaigning, Leading, Leaving
 from election.machine import Machine
 from election.queue import Look, Queue, QueueWatch, succession
 from election.records import CandidateRecord
@@ -101,8 +101,8 @@ class Attempt:
                 runs = (self._renew, self._watch_deadline, self._follow_queue, self._keep_tokens, self._prove)
                 helpers = [group.create_task(run()) for run in runs]
                 try:
-                    state = await self._win()
-                    if isinstance(state, Leading):
+                    await self._win()
+                    if isinstance(state := self._machine.state, Leading):
                         await self._work(lead(state.token))
                 finally:
                     await self._hand_over(self._leave())  # before anything else is ended: somebody waits for it
@@ -214,8 +214,11 @@ class Attempt:
 
     # --- winning ---------------------------------------------------------------------------------------------
 
-    async def _win(self) -> State:
-        """Waits until the leadership is proven, by `_prove` or by the predecessor. Returns Leading, or Leaving."""
+    async def _win(self) -> None:
+        """Waits until the leadership is proven, by `_prove` or by the predecessor, or the attempt is lost.
+
+        A term can be lost before this returns: the state tells.
+        """
         queue_s = self._client.config.call_timeout_s
         member = self._client.member
         try:
@@ -225,7 +228,7 @@ class Attempt:
             self._client.avoid(member)
             hung = EtcdUnavailable(f"etcd did not queue the candidate within {queue_s:g} s")
             self._machine.apply(leadership.AttemptFailed(self._clock.now_s(), hung))
-        return await self._machine.until(lambda state: not isinstance(state, Campaigning))
+        await self._machine.until(lambda state: not isinstance(state, Campaigning))
 
     async def _prove(self) -> None:
         """Writes that the candidate is elected, once its key is the oldest, if the key is still the one that won.

@@ -381,6 +381,29 @@ async def test_the_loss_of_a_term_can_be_awaited() -> None:
 
 
 @virtual
+async def test_a_term_that_is_lost_before_its_work_begins_has_no_work() -> None:
+    """Nobody is given a term of which nobody will ever say that it is lost."""
+    here = world()
+    terms: list[Term] = []
+
+    async def work(term: Term) -> None:
+        terms.append(term)
+
+    async def leave_with_the_proof(_: int, __: object, answer: object) -> None:
+        if isinstance(answer, rpc.WatchResponse) and any(event.kv.version > 1 for event in answer.events):
+            await asyncio.sleep(0.2)  # the watch is the slower one
+        if isinstance(answer, rpc.TxnResponse) and any(each.HasField("response_put") for each in answer.responses):
+            asyncio.get_running_loop().call_soon(node.candidate.leave)  # before the next task has its turn
+
+    async with here.node("a") as node:
+        node.transport.after_call = leave_with_the_proof
+        loss = await node.candidate.lead(work)
+    assert loss is not None
+    assert loss.reason is LossReason.RESIGNED
+    assert terms == []
+
+
+@virtual
 async def test_work_that_fails_again_and_again_is_begun_less_and_less_often() -> None:
     """Up to the longest pause; a term that ended otherwise begins the pauses anew."""
     here = world()
