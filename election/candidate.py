@@ -250,7 +250,7 @@ class Candidate:
 
         def lead(token: Token) -> Awaitable[Any]:
             term = self._machine.term = Term(self, attempt.key, token)
-            return work(term)
+            return _begun(work, term)
 
         try:
             return await attempt.run(lead)
@@ -265,3 +265,8 @@ class Candidate:
         finally:
             for wait in waits:
                 wait.cancel()
+
+
+async def _begun(work: Work, term: Term) -> None:
+    """The work of a term; a call that raises, before there is anything to await, is work that failed as well."""
+    await work(term)

@@ -404,6 +404,22 @@ async def test_a_term_that_is_lost_before_its_work_begins_has_no_work() -> None:
 
 
 @virtual
+async def test_work_that_raises_before_it_can_be_awaited_fails_as_any_other() -> None:
+    """It need not be a coroutine function."""
+    here = world()
+
+    def failing(_: Term) -> asyncio.Future[None]:
+        raise ValueError("no")
+
+    async with here.node("a") as a:
+        loss = await a.candidate.lead(failing, once=True)
+        assert loss is not None
+        assert (loss.reason, str(loss.error)) == (LossReason.WORK_FAILED, "no")
+        with pytest.raises(ValueError, match="no"):
+            await a.candidate.lead(failing, reraise=True)
+
+
+@virtual
 async def test_work_that_fails_again_and_again_is_begun_less_and_less_often() -> None:
     """Up to the longest pause; a term that ended otherwise begins the pauses anew."""
     here = world()
