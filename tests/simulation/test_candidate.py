@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from election.candidate import Candidate
 from election.config import CandidateConfig
-from election.errors import ElectionError, EtcdUnavailable, LossReason, NotLeader
+from election.errors import ElectionError, EtcdUnavailable, LossReason, NotLeader, RecordTooLarge
 from election.etcd.methods import Method, Req, Resp
 from election.etcd.transport import Metadata
 from election.leadership import Closed, Following, Leading
@@ -630,6 +630,27 @@ def drawn_node(here: World, rng: random.Random, number: int) -> AbstractAsyncCon
     """A machine whose clock is up to a hundredth too fast or too slow."""
     rate, latency_s = rng.uniform(0.99, 1.01), rng.choice([0.001, 0.05])
     return here.node(f"n{number}", rate=rate, latency_s=latency_s, config=CandidateConfig(ttl_s=5))
+
+
+@virtual
+async def test_a_record_of_the_largest_size_can_be_proven() -> None:
+    """The proof makes it longer: one that would not fit then would hold up the whole election, and is refused."""
+    here = world()
+    async with here.machine() as machine:
+        size = 4096
+        while True:
+            try:
+                largest = Candidate(machine.client, KEYS, ELECTION, id="a", address="x" * size)
+            except RecordTooLarge:
+                size -= 1
+            else:
+                break
+        assert size > 3800
+        standing_a = asyncio.create_task(largest.lead(here.work))
+        await asyncio.sleep(5)
+        assert largest.is_leader
+        largest.leave()
+        await standing_a
 
 
 def test_names_are_checked_before_anything_is_sent() -> None:
