@@ -155,13 +155,18 @@ class Attempt:
             return False
 
     async def _renew(self) -> None:
-        """Moves the deadline with each renewal that etcd confirms."""
+        """Moves the deadline with each renewal that etcd confirms, and ends with the term.
+
+        The lease is not kept for work that does not stop: its successor waits for it until the lease ends, and no longer.
+        """
         retry_s = self._candidacy.config.retry_s
         backoff = Backoff(retry_s / 4, retry_s, self._candidacy.rng)
         try:
             async with aclosing(renewals(self._client, self._lease, backoff)) as confirmed:
                 async for renewal in confirmed:
                     self._machine.apply(leadership.Renewed(renewal.deadline_s, renewal.latency_s))
+                    if isinstance(self._machine.state, Leaving):
+                        return
         except LeaseNotFound:
             self._machine.apply(leadership.LeaseLost(self._clock.now_s()))
 

@@ -271,6 +271,34 @@ async def test_work_that_does_not_stop_is_reported(caplog: pytest.LogCaptureFixt
 
 
 @virtual
+async def test_work_that_does_not_stop_delays_its_successor_up_to_the_end_of_the_lease() -> None:
+    """And no longer, although etcd can be reached and would renew it."""
+    here = world()
+    ends = asyncio.Event()
+
+    async def stubborn(_: Term) -> None:
+        while not ends.is_set():
+            try:
+                await ends.wait()
+            except asyncio.CancelledError:
+                continue
+
+    async with here.node("a") as a:
+        standing_a = asyncio.create_task(a.candidate.lead(stubborn))
+        await leads(a)
+        async with standing(here, ["b"]) as [b]:
+            await asyncio.sleep(10)
+            a.candidate.leave()
+            await asyncio.sleep(7)
+            too_soon = b.candidate.is_leader
+            await asyncio.sleep(8)
+            in_time = b.candidate.is_leader
+            ends.set()
+            await standing_a
+            assert (too_soon, in_time, b.candidate.is_leader) == (False, True, True)
+
+
+@virtual
 async def test_a_leader_whose_key_is_deleted_stops_at_once_and_stands_again() -> None:
     """By anybody: an operator, a script, a mistake."""
     here = world()
