@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar, cast
@@ -55,8 +56,8 @@ class Background:
 
     @property
     def is_ours(self) -> bool:
-        """Whether the thread runs in this process: threads do not outlive a fork."""
-        return os.getpid() == self._process and not self._loop.is_closed()
+        """Whether the thread runs in this process: threads do not outlive a fork, nor the end of the program."""
+        return os.getpid() == self._process and not self._loop.is_closed() and not sys.is_finalizing()
 
     def begin(self, coroutine: Coroutine[Any, Any, T]) -> Running[T]:
         """Starts a coroutine; raises ElectionError after `close`, and in a forked process."""

@@ -296,7 +296,8 @@ class Candidate:
             while (event := self._background.call(next_event())) is not None:
                 yield event
         finally:
-            self._background.call(events.aclose())
+            if self._background.is_ours:
+                self._background.call(events.aclose())
 
     @contextmanager
     def lead(self, *, timeout_s: float | None = None) -> Iterator[Term]:

@@ -250,6 +250,9 @@ elif what == "wait":
         candidate.run(print)
     except KeyboardInterrupt:
         say(state=type(candidate.state).__name__)
+elif what == "dropped":
+    block, events = candidate.lead(), candidate.observe()
+    say(token=str(block.__enter__().token), event=str(next(events).kind))
 elif what == "exit":
     with candidate.lead() as term:
         say(token=str(term.token))
@@ -326,6 +329,12 @@ def test_ctrl_c_while_waiting_leaves_the_queue(store: blocking.Store) -> None:
         process.signal(signal.SIGINT)
         assert process.end() == [{"state": "Following"}]
         assert standing(store) == 1
+
+
+def test_a_program_that_ends_in_the_middle_of_everything_ends(store: blocking.Store) -> None:
+    """What it has left open is dropped with its last variables, when no thread is there any more to wait for."""
+    [said] = Process(store, "dropped").end()
+    assert said["event"] == "elected"
 
 
 def test_a_forked_process_does_not_lead(store: blocking.Store) -> None:
