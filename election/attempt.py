@@ -157,7 +157,7 @@ class Attempt:
     async def _renew(self) -> None:
         """Moves the deadline with each renewal that etcd confirms, and ends with the term.
 
-        The lease is not kept for work that does not stop: its successor waits for it until the lease ends, and no longer.
+        The lease is not kept for work that does not stop: a successor waits for it until the lease ends, no longer.
         """
         retry_s = self._candidacy.config.retry_s
         backoff = Backoff(retry_s / 4, retry_s, self._candidacy.rng)
