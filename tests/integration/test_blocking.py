@@ -18,7 +18,7 @@ from election import CandidateConfig, Deposed, ElectionError, EtcdUnavailable, L
 from election.dev.etcd import EtcdCluster
 from election.dev.parent import bound_to_this_process
 from election.etcd.client import EtcdClient
-from election.leadership import Closed, Following
+from election.leadership import Campaigning, Closed, Following, Leading
 from election.reader import LeaderEventKind
 
 pytestmark = pytest.mark.etcd
@@ -207,6 +207,33 @@ def test_no_etcd_is_an_error_and_a_closed_store_is_one(namespace: str) -> None:
     store.close()
     with pytest.raises(ElectionError, match="closed"), candidate.lead():
         pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of tasks that end where they are
+@pytest.mark.parametrize("leads", [True, False])
+def test_closing_a_store_lets_go_of_threads_that_still_use_it(
+    etcd_cluster: EtcdCluster, namespace: str, leads: bool
+) -> None:
+    """An error in the main thread closes it at the end of its block; the program ends all the same."""
+    errors: list[BaseException] = []
+    with blocking.connect(etcd_cluster.endpoints, namespace=namespace) as other, other.candidate(ELECTION).lead():
+        store = blocking.connect(etcd_cluster.endpoints, namespace=namespace)
+        candidate = store.candidate("another" if leads else ELECTION, config=QUICK)
+
+        def stand() -> None:
+            try:
+                candidate.run(lambda term: closed.wait(20))
+            except ElectionError as error:
+                errors.append(error)
+
+        closed, thread = threading.Event(), threading.Thread(target=stand, daemon=True)
+        thread.start()
+        until(lambda: isinstance(candidate.state, Leading if leads else Campaigning))
+        store.close()
+        closed.set()
+        thread.join(10)
+        assert not thread.is_alive()
+    assert [str(error) for error in errors] == ["this store was closed while it was used: end its candidates before"]
 
 
 PROGRAM = """
