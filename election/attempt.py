@@ -200,7 +200,8 @@ class Attempt:
             self._machine.apply(leadership.ProofRefused(now_s))
             return
         own = queue.get(self.key)
-        self._machine.apply(
+        led = isinstance(self._machine.state, Leading)
+        state = self._machine.apply(
             leadership.QueueSeen(
                 at_s=now_s,
                 revision=look.revision,
@@ -209,6 +210,8 @@ class Attempt:
                 epoch=own.token.epoch if own and own.token else None,
             )
         )
+        if led and isinstance(state, Leaving) and own is not None:
+            self._candidacy.watch.forget()  # it shows a key that the proof has not found: one is of another history
 
     async def _keep_tokens(self) -> None:
         """Keeps the token of each term in mind, own and others', in case that etcd's history is set back."""
@@ -236,7 +239,7 @@ class Attempt:
         await self._machine.until(lambda state: not isinstance(state, Campaigning))
 
     async def _prove(self) -> None:
-        """Writes that the candidate is elected, once its key is the oldest, if the key is still the one that won.
+        """Writes that the candidate is elected, once its key seems to be the oldest, if it is, and the one that won.
 
         A linearizable read would prove nothing: it can be stale after a process pause (etcd #20418). The write is
         safe to repeat, since it does not change the key's create revision. When the watch shows a handover or the own
@@ -258,15 +261,16 @@ class Attempt:
                 await self._clock.sleep_s(backoff.next_s())
 
     async def _write_proof(self, token: Token) -> bool | None:
-        """Whether etcd has accepted the proof; False when the epoch is another by now, None when the key is gone."""
+        """Whether etcd has accepted the proof; False when the epoch is another by now, None when the key lost."""
         record = replace(self._candidacy.record, elected_at=self._clock.wall(), epoch=token.epoch)
+        queue = self._candidacy.keyspace.campaign(self._candidacy.election)
         answer = await self._client.txn(
-            [txn.created_at(self.key, token.revision), self._epoch.unchanged],
+            [txn.created_at(self.key, token.revision), txn.none_older(queue, token.revision), self._epoch.unchanged],
             [
                 txn.put(self.key, record.encode(), lease=self._lease.id),
                 txn.put(self._candidacy.keyspace.highest(self._candidacy.election), encode_highest(token)),
             ],
-            [txn.get(self.key)],
+            [txn.oldest(queue)],
             repeat=Repeat.SAFE,
             timeout_s=self._client.config.attempt_timeout_s * 2,
         )
@@ -274,6 +278,8 @@ class Attempt:
             return True
         found = answer.responses[0].response_range.kvs
         if not found or found[0].create_revision != token.revision:
+            if found and found[0].create_revision < token.revision:
+                self._candidacy.watch.forget()  # it would have shown that key
             return None
         await self._renew_epoch(answer.header.revision)
         return False

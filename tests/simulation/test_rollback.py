@@ -11,11 +11,12 @@ from election.candidate import Candidate
 from election.epoch import EpochGuard, raise_epoch, read_epoch
 from election.errors import RolledBack
 from election.leadership import Campaigning, Leading
+from election.pb.etcd import election_pb2 as el
 from election.pb.etcd import rpc_pb2 as rpc
 from election.token import Token
 from tests.fake.clock import virtual
 from tests.fake.etcd import Snapshot
-from tests.simulation.world import ELECTION, KEYS, Node, World, leads, standing, world
+from tests.simulation.world import ELECTION, KEYS, Machine, Node, World, leads, standing, world
 
 
 class Folder:
@@ -39,6 +40,12 @@ def token(node: Node) -> Token:
 async def raised(node: Node) -> None:
     """What `election epoch raise` does."""
     await raise_epoch(node.client, KEYS, by="operator")
+
+
+async def written(machine: Machine, revisions: int) -> None:
+    """Lets etcd's revision grow."""
+    for _ in range(revisions):
+        await machine.client.put(b"elsewhere", b"")
 
 
 async def saved_before(here: World, *nodes: Node) -> Snapshot:
@@ -185,6 +192,67 @@ async def test_a_term_that_another_candidate_of_the_process_sees_meanwhile_is_no
         early.leave()
         late.leave()
         await asyncio.gather(standing_early, standing_late)
+
+
+@virtual
+async def test_a_history_that_was_set_back_and_has_caught_up_unseen_gives_no_second_leader() -> None:
+    """The queue of who was away goes on from another history, and lacks the leader's key; the proof finds it."""
+    here = world()
+    async with here.machine() as operator, here.node("b") as b, here.node("c") as c:
+        snapshot = here.etcd.snapshot()
+        await written(operator, 20)
+
+        async def cut_off(_: int, __: object, request: object) -> None:
+            if isinstance(request, el.CampaignRequest):
+                b.transport.cut(0, 1, 2)
+
+        b.transport.before_call = cut_off
+        standing_b = asyncio.create_task(b.candidate.lead(here.work))
+        await asyncio.sleep(0.5)
+        here.etcd.restore(snapshot)
+        standing_c = asyncio.create_task(c.candidate.lead(here.work))
+        await leads(c)
+        await written(operator, 100)
+        await asyncio.sleep(5)
+        b.transport.before_call = None
+        b.transport.mend()
+        await asyncio.sleep(30)
+        assert [span.id for span in here.spans] == ["c"]
+        assert c.candidate.is_leader
+        c.candidate.leave()
+        await leads(b)
+        b.candidate.leave()
+        await asyncio.gather(standing_b, standing_c)
+    here.check_spans()
+
+
+@virtual
+async def test_a_history_that_was_set_back_and_has_caught_up_unseen_keeps_nobody_from_leading() -> None:
+    """The queue of who was away goes on from another history, and shows keys that are gone."""
+    here = world()
+    async with here.machine() as operator, here.node("a") as a, here.node("b") as b:
+        standing_a = asyncio.create_task(a.candidate.lead(here.work))
+        await leads(a)
+        snapshot = here.etcd.snapshot()
+        standing_b = asyncio.create_task(b.candidate.lead(here.work))
+        await asyncio.sleep(1)
+        b.transport.cut(0, 1, 2)
+        here.etcd.restore(snapshot)
+        await asyncio.sleep(1)
+        await written(operator, 100)
+        await asyncio.sleep(15)
+        b.transport.mend()
+        await asyncio.sleep(30)
+        await leads(a)
+        a.candidate.leave()
+        await asyncio.sleep(30)
+        terms = len(here.spans)
+        await asyncio.sleep(30)
+        assert b.candidate.is_leader
+        assert len(here.spans) == terms
+        b.candidate.leave()
+        await asyncio.gather(standing_a, standing_b)
+    here.check_spans()
 
 
 @virtual
