@@ -29,7 +29,7 @@ from election.machine import Machine
 from election.queue import Look, Queue, QueueWatch, succession
 from election.records import CandidateRecord
 from election.token import Token
-from election.work import run_work
+from election.work import run_work, to_the_end
 
 logger = logging.getLogger("election")
 
@@ -110,15 +110,18 @@ class Attempt:
                     helper.cancel()
         finally:
             left = self._leave()
-            try:
-                await let_go(self._client, self._lease.id, whose=self._candidacy.who)
-            finally:
-                campaign.cancel()
-                await asyncio.wait({campaign})
-                self._machine.apply(leadership.Released())
+            await to_the_end(self._release(campaign))
         if not campaign.cancelled():
             campaign.result()
         return left
+
+    async def _release(self, campaign: asyncio.Task[None]) -> None:
+        try:
+            await let_go(self._client, self._lease.id, whose=self._candidacy.who)
+        finally:
+            campaign.cancel()
+            await asyncio.wait({campaign})
+            self._machine.apply(leadership.Released())
 
     def _leave(self) -> Leaving:
         """Closes the attempt, unless it is lost already."""

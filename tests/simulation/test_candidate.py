@@ -559,6 +559,24 @@ async def test_cancelling_lead_joins_the_work_and_releases_the_key() -> None:
 
 
 @virtual
+async def test_cancelling_lead_again_while_the_key_is_released_leaves_nothing_behind() -> None:
+    """At whatever moment: a program that ends asks its candidate to leave, and cancels all of its tasks next."""
+    here = world()
+    async with here.machine() as operator, here.node("a") as node:
+        for moment in range(40):
+            candidate = Candidate(node.client, KEYS, ELECTION, id="a", rng=here.rng(f"{moment}"))
+            standing_a = asyncio.create_task(candidate.lead(here.work))
+            while not candidate.is_leader:
+                await asyncio.sleep(0.001)
+            candidate.leave() if moment % 2 else standing_a.cancel()
+            await asyncio.sleep(moment * 0.00025)
+            standing_a.cancel()
+            await asyncio.wait({standing_a})
+            assert isinstance(candidate.state, Following | Closed)
+            assert (await operator.client.list(KEYS.campaigns)).count == 0, moment
+
+
+@virtual
 async def test_leaving_is_final_and_leaves_nothing_behind() -> None:
     """Whether the candidate leads, waits, or has not begun."""
     here = world()
