@@ -217,11 +217,16 @@ class Attempt:
             self._candidacy.watch.forget()  # it shows a key that the proof has not found: one is of another history
 
     async def _keep_tokens(self) -> None:
-        """Keeps the token of each term in mind, own and others', in case that etcd's history is set back."""
-        async with aclosing(self._candidacy.watch.looks.values()) as looks:
-            async for _ in looks:
-                if (token := self._candidacy.watch.queue.token) is not None:
-                    await self._candidacy.guard.keep(token)
+        """Keeps the newest token in mind, own and others', in case that etcd's history is set back.
+
+        The state folder may take its time: what changes meanwhile is looked at once.
+        """
+        watch = self._candidacy.watch
+        kept: Token | None = None
+        while True:
+            await watch.looks.until(lambda _: watch.queue.token not in (None, kept))
+            if (kept := watch.queue.token) is not None:
+                await self._candidacy.guard.keep(kept)
 
     # --- winning ---------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from election.errors import RolledBack
 from election.leadership import Campaigning, Leading
 from election.pb.etcd import election_pb2 as el
 from election.pb.etcd import rpc_pb2 as rpc
+from election.published import QUEUE_LIMIT
 from election.token import Token
 from tests.fake.clock import virtual
 from tests.fake.etcd import Snapshot
@@ -253,6 +254,35 @@ async def test_a_history_that_was_set_back_and_has_caught_up_unseen_keeps_nobody
         b.candidate.leave()
         await asyncio.gather(standing_a, standing_b)
     here.check_spans()
+
+
+@virtual
+async def test_a_state_folder_that_hangs_does_not_end_the_term() -> None:
+    """However much the queue changes meanwhile."""
+    here = world()
+    goes_on = asyncio.Event()
+
+    class Hanging(Folder):
+        async def advance(self, name: str, token: Token) -> Token:
+            if self.highest.revision:  # once the candidate is admitted
+                await goes_on.wait()
+            return await super().advance(name, token)
+
+    async with here.machine() as other, here.node("a") as a:
+        guard = EpochGuard(a.client, KEYS, memory=Hanging())
+        candidate = Candidate(a.client, KEYS, ELECTION, id="a", guard=guard)
+        standing_a = asyncio.create_task(candidate.lead(here.work))
+        while not candidate.is_leader:
+            await asyncio.sleep(0.01)
+        key = KEYS.campaign(ELECTION) + b"another"
+        for _ in range(QUEUE_LIMIT // 2 + 100):
+            await other.client.put(key, b"")
+            await other.client.delete(key)
+        goes_on.set()
+        await asyncio.sleep(1)
+        assert len(here.spans) == 1
+        candidate.leave()
+        await standing_a
 
 
 @virtual
