@@ -24,12 +24,12 @@ from election.etcd.lease import Lease, let_go, renewals
 from election.etcd.watch import Snapshot
 from election.handover import hand_over
 from election.keys import Keyspace
-from election.leadership import Campaigning, Leading, Leaving, State
+from election.leadership import Campaigning, Leading, Leaving
 from election.machine import Machine
 from election.queue import Look, Queue, QueueWatch, succession
 from election.records import CandidateRecord
 from election.token import Token
-from election.work import run_work
+from election.work import run_work, to_the_end
 
 logger = logging.getLogger("election")
 
@@ -101,8 +101,8 @@ class Attempt:
                 runs = (self._renew, self._watch_deadline, self._follow_queue, self._keep_tokens, self._prove)
                 helpers = [group.create_task(run()) for run in runs]
                 try:
-                    state = await self._win()
-                    if isinstance(state, Leading):
+                    await self._win()
+                    if isinstance(state := self._machine.state, Leading):
                         await self._work(lead(state.token))
                 finally:
                     await self._hand_over(self._leave())  # before anything else is ended: somebody waits for it
@@ -110,15 +110,18 @@ class Attempt:
                     helper.cancel()
         finally:
             left = self._leave()
-            try:
-                await let_go(self._client, self._lease.id, whose=self._candidacy.who)
-            finally:
-                campaign.cancel()
-                await asyncio.wait({campaign})
-                self._machine.apply(leadership.Released())
+            await to_the_end(self._release(campaign))
         if not campaign.cancelled():
             campaign.result()
         return left
+
+    async def _release(self, campaign: asyncio.Task[None]) -> None:
+        try:
+            await let_go(self._client, self._lease.id, whose=self._candidacy.who)
+        finally:
+            campaign.cancel()
+            await asyncio.wait({campaign})
+            self._machine.apply(leadership.Released())
 
     def _leave(self) -> Leaving:
         """Closes the attempt, unless it is lost already."""
@@ -155,13 +158,18 @@ class Attempt:
             return False
 
     async def _renew(self) -> None:
-        """Moves the deadline with each renewal that etcd confirms."""
+        """Moves the deadline with each renewal that etcd confirms, and ends with the term.
+
+        The lease is not kept for work that does not stop: a successor waits for it until the lease ends, no longer.
+        """
         retry_s = self._candidacy.config.retry_s
         backoff = Backoff(retry_s / 4, retry_s, self._candidacy.rng)
         try:
             async with aclosing(renewals(self._client, self._lease, backoff)) as confirmed:
                 async for renewal in confirmed:
                     self._machine.apply(leadership.Renewed(renewal.deadline_s, renewal.latency_s))
+                    if isinstance(self._machine.state, Leaving):
+                        return
         except LeaseNotFound:
             self._machine.apply(leadership.LeaseLost(self._clock.now_s()))
 
@@ -195,7 +203,8 @@ class Attempt:
             self._machine.apply(leadership.ProofRefused(now_s))
             return
         own = queue.get(self.key)
-        self._machine.apply(
+        led = isinstance(self._machine.state, Leading)
+        state = self._machine.apply(
             leadership.QueueSeen(
                 at_s=now_s,
                 revision=look.revision,
@@ -204,18 +213,28 @@ class Attempt:
                 epoch=own.token.epoch if own and own.token else None,
             )
         )
+        if led and isinstance(state, Leaving) and own is not None:
+            self._candidacy.watch.forget()  # it shows a key that the proof has not found: one is of another history
 
     async def _keep_tokens(self) -> None:
-        """Keeps the token of each term in mind, own and others', in case that etcd's history is set back."""
-        async with aclosing(self._candidacy.watch.looks.values()) as looks:
-            async for _ in looks:
-                if (token := self._candidacy.watch.queue.token) is not None:
-                    await self._candidacy.guard.keep(token)
+        """Keeps the newest token in mind, own and others', in case that etcd's history is set back.
+
+        The state folder may take its time: what changes meanwhile is looked at once.
+        """
+        watch = self._candidacy.watch
+        kept: Token | None = None
+        while True:
+            await watch.looks.until(lambda _: watch.queue.token not in (None, kept))
+            if (kept := watch.queue.token) is not None:
+                await self._candidacy.guard.keep(kept)
 
     # --- winning ---------------------------------------------------------------------------------------------
 
-    async def _win(self) -> State:
-        """Waits until the leadership is proven, by `_prove` or by the predecessor. Returns Leading, or Leaving."""
+    async def _win(self) -> None:
+        """Waits until the leadership is proven, by `_prove` or by the predecessor, or the attempt is lost.
+
+        A term can be lost before this returns: the state tells.
+        """
         queue_s = self._client.config.call_timeout_s
         member = self._client.member
         try:
@@ -225,10 +244,10 @@ class Attempt:
             self._client.avoid(member)
             hung = EtcdUnavailable(f"etcd did not queue the candidate within {queue_s:g} s")
             self._machine.apply(leadership.AttemptFailed(self._clock.now_s(), hung))
-        return await self._machine.until(lambda state: not isinstance(state, Campaigning))
+        await self._machine.until(lambda state: not isinstance(state, Campaigning))
 
     async def _prove(self) -> None:
-        """Writes that the candidate is elected, once its key is the oldest, if the key is still the one that won.
+        """Writes that the candidate is elected, once its key seems to be the oldest, if it is, and the one that won.
 
         A linearizable read would prove nothing: it can be stale after a process pause (etcd #20418). The write is
         safe to repeat, since it does not change the key's create revision. When the watch shows a handover or the own
@@ -250,15 +269,16 @@ class Attempt:
                 await self._clock.sleep_s(backoff.next_s())
 
     async def _write_proof(self, token: Token) -> bool | None:
-        """Whether etcd has accepted the proof; False when the epoch is another by now, None when the key is gone."""
+        """Whether etcd has accepted the proof; False when the epoch is another by now, None when the key lost."""
         record = replace(self._candidacy.record, elected_at=self._clock.wall(), epoch=token.epoch)
+        queue = self._candidacy.keyspace.campaign(self._candidacy.election)
         answer = await self._client.txn(
-            [txn.created_at(self.key, token.revision), self._epoch.unchanged],
+            [txn.created_at(self.key, token.revision), txn.none_older(queue, token.revision), self._epoch.unchanged],
             [
                 txn.put(self.key, record.encode(), lease=self._lease.id),
                 txn.put(self._candidacy.keyspace.highest(self._candidacy.election), encode_highest(token)),
             ],
-            [txn.get(self.key)],
+            [txn.oldest(queue)],
             repeat=Repeat.SAFE,
             timeout_s=self._client.config.attempt_timeout_s * 2,
         )
@@ -266,6 +286,8 @@ class Attempt:
             return True
         found = answer.responses[0].response_range.kvs
         if not found or found[0].create_revision != token.revision:
+            if found and found[0].create_revision < token.revision:
+                self._candidacy.watch.forget()  # it would have shown that key
             return None
         await self._renew_epoch(answer.header.revision)
         return False

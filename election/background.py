@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar, cast
@@ -14,34 +15,44 @@ T = TypeVar("T")
 
 
 class Running(Generic[T]):
-    """A coroutine that runs in the background."""
+    """A coroutine that runs in the background; `ended` is called when it has ended, in whatever thread."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], ended: Callable[[Running[T]], object]
+    ) -> None:
         self._loop = loop
+        self._coroutine = coroutine
         self._ended = threading.Event()
+        self._tell = ended
         self._task: asyncio.Task[T] | None = None
-        loop.call_soon_threadsafe(self._start, coroutine)
 
-    def _start(self, coroutine: Coroutine[Any, Any, T]) -> None:
-        self._task = self._loop.create_task(coroutine)
-        self._task.add_done_callback(lambda _: self._ended.set())
+    def start(self) -> None:
+        """Called in the loop."""
+        self._task = self._loop.create_task(self._coroutine)
+        self._task.add_done_callback(lambda _: self.end())
+
+    def end(self) -> None:
+        """Lets go of those who wait: it has ended, or the loop has, and with it the store."""
+        self._ended.set()
+        self._tell(self)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Waits for the end; whether it has ended."""
         return self._ended.wait(timeout_s)
 
     def result(self) -> T:
-        """Waits for the end, and returns or raises what it brought."""
+        """Waits for the end, and returns or raises what it brought; ElectionError when the store was closed before."""
         self._ended.wait()
-        return cast("asyncio.Task[T]", self._task).result()
+        if self._task is None or not self._task.done():
+            raise ElectionError("this store was closed while it was used: end its candidates before")
+        return self._task.result()
 
     def cancel(self) -> None:
         """Cancels it, and waits for its end; what it brought is dropped."""
         self._loop.call_soon_threadsafe(lambda: cast("asyncio.Task[T]", self._task).cancel())
         self._ended.wait()
-        task = cast("asyncio.Task[T]", self._task)
-        if not task.cancelled():
-            task.exception()
+        if self._task is not None and self._task.done() and not self._task.cancelled():
+            self._task.exception()
 
 
 class Background:
@@ -50,23 +61,35 @@ class Background:
     def __init__(self) -> None:
         self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
+        self._running: set[Running[Any]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="election", daemon=True)
         self._thread.start()
 
     @property
     def is_ours(self) -> bool:
-        """Whether the thread runs in this process: threads do not outlive a fork."""
-        return os.getpid() == self._process and not self._loop.is_closed()
+        """Whether the thread runs in this process: threads do not outlive a fork, nor the end of the program."""
+        return os.getpid() == self._process and not self._loop.is_closed() and not sys.is_finalizing()
 
-    def begin(self, coroutine: Coroutine[Any, Any, T]) -> Running[T]:
-        """Starts a coroutine; raises ElectionError after `close`, and in a forked process."""
+    def begin(self, coroutine: Coroutine[Any, Any, T], ended: Callable[[], object] = lambda: None) -> Running[T]:
+        """Starts a coroutine; raises ElectionError after `close`, and in a forked process.
+
+        `ended` is called at its end, and when `close` is faster.
+        """
         if not self.is_ours:
             coroutine.close()
             raise ElectionError(
                 "this store is closed, or was made before this process was forked: connect anew, and start processes "
                 "that need a store of their own with `spawn`"
             )
-        return Running(self._loop, coroutine)
+
+        def forget(running: Running[T]) -> None:
+            self._running.discard(running)
+            ended()
+
+        running = Running(self._loop, coroutine, forget)
+        self._running.add(running)
+        self._loop.call_soon_threadsafe(running.start)
+        return running
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine to its end. Ctrl-C cancels it, and is passed on when it has ended."""
@@ -96,7 +119,9 @@ class Background:
             self._loop.call_soon_threadsafe(function)
 
     def close(self) -> None:
-        """Ends the loop and the thread."""
+        """Ends the loop and the thread; what still runs ends where it is."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        for running in tuple(self._running):
+            running.end()

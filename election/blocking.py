@@ -204,15 +204,10 @@ class _Standing:
         self._bodies: SimpleQueue[_Body | None] = SimpleQueue()
         self._body: _Body | None = None
         self._abandoned = False
-        self.running = background.begin(self._stand(candidate, once, reraise))
+        self.running = background.begin(self._stand(candidate, once, reraise), lambda: self._bodies.put(None))
 
     async def _stand(self, candidate: asynchronous.Candidate, once: bool, reraise: bool) -> Loss | None:
-        try:
-            return await candidate.lead(
-                self._hold, once=once, reraise=reraise, where=lambda: where_thread(self._thread)
-            )
-        finally:
-            self._bodies.put(None)
+        return await candidate.lead(self._hold, once=once, reraise=reraise, where=lambda: where_thread(self._thread))
 
     async def _hold(self, term: terms.Term) -> None:
         if not self._abandoned:
@@ -296,7 +291,8 @@ class Candidate:
             while (event := self._background.call(next_event())) is not None:
                 yield event
         finally:
-            self._background.call(events.aclose())
+            if self._background.is_ours:
+                self._background.call(events.aclose())
 
     @contextmanager
     def lead(self, *, timeout_s: float | None = None) -> Iterator[Term]:

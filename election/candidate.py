@@ -8,6 +8,8 @@ import os
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from election import leadership
@@ -25,7 +27,7 @@ from election.queue import QueueWatch, succession
 from election.reader import LeaderEvent
 from election.records import CandidateRecord
 from election.term import Loss, Term
-from election.token import Token
+from election.token import LARGEST_EPOCH, Token
 from election.views import View
 from election.watchdog import Watchdog
 
@@ -64,7 +66,7 @@ class Candidate:
         self._watchdog = watchdog
         self._rng = rng or random.Random()
         self._record = CandidateRecord(self.id, address, check_labels(labels or {}), priority)
-        self._record.encode()  # a record that is too large is an error now, not at the first campaign
+        _elected(self._record).encode()  # a record that is too large is an error now, not at its proof
         self._process = os.getpid()
         self._machine = Machine(self.clock)
         self._watch: QueueWatch | None = None
@@ -252,7 +254,7 @@ class Candidate:
 
         def lead(token: Token) -> Awaitable[Any]:
             term = self._machine.term = Term(self, attempt.key, token)
-            return work(term)
+            return _begun(work, term)
 
         try:
             return await attempt.run(lead)
@@ -267,3 +269,13 @@ class Candidate:
         finally:
             for wait in waits:
                 wait.cancel()
+
+
+def _elected(record: CandidateRecord) -> CandidateRecord:
+    """The record as the proof will write it, at its longest."""
+    return replace(record, elected_at=datetime.max.replace(tzinfo=UTC), epoch=LARGEST_EPOCH)
+
+
+async def _begun(work: Work, term: Term) -> None:
+    """The work of a term; a call that raises, before there is anything to await, is work that failed as well."""
+    await work(term)

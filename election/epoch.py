@@ -62,10 +62,12 @@ class EpochGuard:
             EtcdError: etcd could not be asked.
             ConfigError: the memory cannot be used.
         """
-        record, epoch, last = await self._read(election)
-        now = Token(record.epoch, revision)
+        # What is known is taken before etcd is read: what others learn meanwhile may be ahead of `revision`.
+        known = max(await self._remember(_NOTHING), self._highest)
+        record, epoch, last, read_at = await self._read(election)
+        now = Token(record.epoch, max(revision, read_at))
         reported = Token(record.epoch, record.revision)
-        highest = max(self._highest, reported, last, await self._remember(_NOTHING))
+        highest = max(known, reported, last)
         if now < highest:
             if highest > reported:
                 await self._report(epoch, highest, who)
@@ -97,13 +99,14 @@ class EpochGuard:
             logger.warning("the highest token cannot be kept in the state folder: %s", error)
             return _NOTHING
 
-    async def _read(self, election: str) -> tuple[EpochRecord, Epoch, Token]:
+    async def _read(self, election: str) -> tuple[EpochRecord, Epoch, Token, int]:
         epoch_key, highest_key = self._keyspace.epoch, self._keyspace.highest(election)
         answer = await self._client.txn([], [txn.get(epoch_key), txn.get(highest_key)], repeat=Repeat.SAFE)
         epochs, highests = (response.response_range.kvs for response in answer.responses)
         record = _record(self._keyspace, epochs[0] if epochs else None)
         last = decode_highest(highests[0].value) if highests else _NOTHING
-        return record, Epoch(record.epoch, epoch_key, epochs[0].mod_revision if epochs else 0), last
+        epoch = Epoch(record.epoch, epoch_key, epochs[0].mod_revision if epochs else 0)
+        return record, epoch, last, answer.header.revision
 
     async def _report(self, epoch: Epoch, highest: Token, who: str) -> None:
         record = EpochRecord(highest.epoch, highest.revision, by=who, at=self._client.clock.wall())

@@ -100,6 +100,7 @@ class QueueWatch:
         self._prefix = keyspace.campaign(election)
         self._who = who
         self._wanted = asyncio.Event()
+        self._forgotten = asyncio.Event()
 
     async def listed(self) -> None:
         """Waits for the first look; nothing is watched before somebody has called this."""
@@ -107,21 +108,35 @@ class QueueWatch:
         await self.looks.until(lambda look: look is not None)
 
     def forget(self) -> None:
-        """What was seen is of a history that etcd does not have any more: there is no look until the next list."""
+        """What was seen is of a history that etcd does not have any more: there is no look until a new list.
+
+        The watch alone may never show that: a history that has caught up again has other events at the same revisions.
+        """
         self.queue.clear()
         self.looks.set(None)
+        self._forgotten.set()
 
     async def run(self, backoff: Backoff) -> None:
         """Follows the queue until cancelled, through whatever happens to etcd."""
         await self._wanted.wait()
         while True:
+            self._forgotten.clear()
+            tasks = {asyncio.create_task(self._follow(backoff)), asyncio.create_task(self._forgotten.wait())}
             try:
-                async with aclosing(follow(self._client, self._prefix, backoff)) as items:
-                    async for item in items:
-                        self._take(item)
-            except EtcdError as error:
-                logger.warning("%s: the queue cannot be watched: %s", self._who, error)
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
             await self._client.clock.sleep_s(backoff.next_s())
+
+    async def _follow(self, backoff: Backoff) -> None:
+        try:
+            async with aclosing(follow(self._client, self._prefix, backoff)) as items:
+                async for item in items:
+                    self._take(item)
+        except EtcdError as error:
+            logger.warning("%s: the queue cannot be watched: %s", self._who, error)
 
     def _take(self, item: object) -> None:
         self.heard_at_s = self._client.clock.now_s()
@@ -129,7 +144,7 @@ class QueueWatch:
             before = self.looks.value
             self.queue.replace(item)
             self.looks.set(Look(item.revision, before is not None and item.revision < before.revision))
-        elif isinstance(item, Changes):
+        elif isinstance(item, Changes) and self.looks.value is not None:
             self.queue.change(item)
             self.looks.set(Look(item.revision))
 

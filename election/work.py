@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +15,20 @@ from election.machine import Machine
 from election.stuck import where_task
 
 logger = logging.getLogger("election")
+
+
+async def to_the_end(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Runs something that must not be broken off; who is cancelled meanwhile hears of it when it has ended."""
+    running = asyncio.create_task(coroutine)
+    cancelled = False
+    while not running.done():
+        try:
+            await asyncio.wait({running})
+        except asyncio.CancelledError:
+            cancelled = True
+    running.result()
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 async def run_work(

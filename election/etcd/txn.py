@@ -35,6 +35,17 @@ def nothing_newer(prefix: bytes, revision: int) -> rpc.Compare:
     )
 
 
+def none_older(prefix: bytes, revision: int) -> rpc.Compare:
+    """Holds when no key with the prefix was created before this revision."""
+    return rpc.Compare(
+        result=rpc.Compare.GREATER,
+        target=rpc.Compare.CREATE,
+        key=prefix,
+        range_end=range_end(prefix),
+        create_revision=revision - 1,
+    )
+
+
 def put(key: bytes, value: bytes, *, lease: int = 0, keep_lease: bool = False) -> rpc.RequestOp:
     """Writes a key. With `keep_lease` it must exist, and stays on its lease."""
     return rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=value, lease=lease, ignore_lease=keep_lease))
@@ -43,6 +54,19 @@ def put(key: bytes, value: bytes, *, lease: int = 0, keep_lease: bool = False) -
 def get(key: bytes) -> rpc.RequestOp:
     """Reads a key."""
     return rpc.RequestOp(request_range=rpc.RangeRequest(key=key))
+
+
+def oldest(prefix: bytes) -> rpc.RequestOp:
+    """Reads the key with the prefix that was created first."""
+    return rpc.RequestOp(
+        request_range=rpc.RangeRequest(
+            key=prefix,
+            range_end=range_end(prefix),
+            limit=1,
+            sort_target=rpc.RangeRequest.CREATE,
+            sort_order=rpc.RangeRequest.ASCEND,
+        )
+    )
 
 
 def delete(key: bytes) -> rpc.RequestOp:

@@ -18,7 +18,7 @@ from election import CandidateConfig, Deposed, ElectionError, EtcdUnavailable, L
 from election.dev.etcd import EtcdCluster
 from election.dev.parent import bound_to_this_process
 from election.etcd.client import EtcdClient
-from election.leadership import Closed, Following
+from election.leadership import Campaigning, Closed, Following, Leading
 from election.reader import LeaderEventKind
 
 pytestmark = pytest.mark.etcd
@@ -209,6 +209,33 @@ def test_no_etcd_is_an_error_and_a_closed_store_is_one(namespace: str) -> None:
         pass
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of tasks that end where they are
+@pytest.mark.parametrize("leads", [True, False])
+def test_closing_a_store_lets_go_of_threads_that_still_use_it(
+    etcd_cluster: EtcdCluster, namespace: str, leads: bool
+) -> None:
+    """An error in the main thread closes it at the end of its block; the program ends all the same."""
+    errors: list[BaseException] = []
+    with blocking.connect(etcd_cluster.endpoints, namespace=namespace) as other, other.candidate(ELECTION).lead():
+        store = blocking.connect(etcd_cluster.endpoints, namespace=namespace)
+        candidate = store.candidate("another" if leads else ELECTION, config=QUICK)
+
+        def stand() -> None:
+            try:
+                candidate.run(lambda term: closed.wait(20))
+            except ElectionError as error:
+                errors.append(error)
+
+        closed, thread = threading.Event(), threading.Thread(target=stand, daemon=True)
+        thread.start()
+        until(lambda: isinstance(candidate.state, Leading if leads else Campaigning))
+        store.close()
+        closed.set()
+        thread.join(10)
+        assert not thread.is_alive()
+    assert [str(error) for error in errors] == ["this store was closed while it was used: end its candidates before"]
+
+
 PROGRAM = """
 import json, multiprocessing, os, signal, sys, time
 
@@ -250,6 +277,9 @@ elif what == "wait":
         candidate.run(print)
     except KeyboardInterrupt:
         say(state=type(candidate.state).__name__)
+elif what == "dropped":
+    block, events = candidate.lead(), candidate.observe()
+    say(token=str(block.__enter__().token), event=str(next(events).kind))
 elif what == "exit":
     with candidate.lead() as term:
         say(token=str(term.token))
@@ -326,6 +356,12 @@ def test_ctrl_c_while_waiting_leaves_the_queue(store: blocking.Store) -> None:
         process.signal(signal.SIGINT)
         assert process.end() == [{"state": "Following"}]
         assert standing(store) == 1
+
+
+def test_a_program_that_ends_in_the_middle_of_everything_ends(store: blocking.Store) -> None:
+    """What it has left open is dropped with its last variables, when no thread is there any more to wait for."""
+    [said] = Process(store, "dropped").end()
+    assert said["event"] == "elected"
 
 
 def test_a_forked_process_does_not_lead(store: blocking.Store) -> None:

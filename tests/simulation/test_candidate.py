@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from election.candidate import Candidate
 from election.config import CandidateConfig
-from election.errors import ElectionError, EtcdUnavailable, LossReason, NotLeader
+from election.errors import ElectionError, EtcdUnavailable, LossReason, NotLeader, RecordTooLarge
 from election.etcd.methods import Method, Req, Resp
 from election.etcd.transport import Metadata
 from election.leadership import Closed, Following, Leading
@@ -271,6 +271,34 @@ async def test_work_that_does_not_stop_is_reported(caplog: pytest.LogCaptureFixt
 
 
 @virtual
+async def test_work_that_does_not_stop_delays_its_successor_up_to_the_end_of_the_lease() -> None:
+    """And no longer, although etcd can be reached and would renew it."""
+    here = world()
+    ends = asyncio.Event()
+
+    async def stubborn(_: Term) -> None:
+        while not ends.is_set():
+            try:
+                await ends.wait()
+            except asyncio.CancelledError:
+                continue
+
+    async with here.node("a") as a:
+        standing_a = asyncio.create_task(a.candidate.lead(stubborn))
+        await leads(a)
+        async with standing(here, ["b"]) as [b]:
+            await asyncio.sleep(10)
+            a.candidate.leave()
+            await asyncio.sleep(7)
+            too_soon = b.candidate.is_leader
+            await asyncio.sleep(8)
+            in_time = b.candidate.is_leader
+            ends.set()
+            await standing_a
+            assert (too_soon, in_time, b.candidate.is_leader) == (False, True, True)
+
+
+@virtual
 async def test_a_leader_whose_key_is_deleted_stops_at_once_and_stands_again() -> None:
     """By anybody: an operator, a script, a mistake."""
     here = world()
@@ -378,6 +406,45 @@ async def test_the_loss_of_a_term_can_be_awaited() -> None:
         assert (await term.lost).reason is LossReason.KEY_DELETED
         assert (await terms[1].lost).reason is LossReason.RESIGNED
         assert a.candidate.loss == await terms[1].lost
+
+
+@virtual
+async def test_a_term_that_is_lost_before_its_work_begins_has_no_work() -> None:
+    """Nobody is given a term of which nobody will ever say that it is lost."""
+    here = world()
+    terms: list[Term] = []
+
+    async def work(term: Term) -> None:
+        terms.append(term)
+
+    async def leave_with_the_proof(_: int, __: object, answer: object) -> None:
+        if isinstance(answer, rpc.WatchResponse) and any(event.kv.version > 1 for event in answer.events):
+            await asyncio.sleep(0.2)  # the watch is the slower one
+        if isinstance(answer, rpc.TxnResponse) and any(each.HasField("response_put") for each in answer.responses):
+            asyncio.get_running_loop().call_soon(node.candidate.leave)  # before the next task has its turn
+
+    async with here.node("a") as node:
+        node.transport.after_call = leave_with_the_proof
+        loss = await node.candidate.lead(work)
+    assert loss is not None
+    assert loss.reason is LossReason.RESIGNED
+    assert terms == []
+
+
+@virtual
+async def test_work_that_raises_before_it_can_be_awaited_fails_as_any_other() -> None:
+    """It need not be a coroutine function."""
+    here = world()
+
+    def failing(_: Term) -> asyncio.Future[None]:
+        raise ValueError("no")
+
+    async with here.node("a") as a:
+        loss = await a.candidate.lead(failing, once=True)
+        assert loss is not None
+        assert (loss.reason, str(loss.error)) == (LossReason.WORK_FAILED, "no")
+        with pytest.raises(ValueError, match="no"):
+            await a.candidate.lead(failing, reraise=True)
 
 
 @virtual
@@ -492,6 +559,24 @@ async def test_cancelling_lead_joins_the_work_and_releases_the_key() -> None:
 
 
 @virtual
+async def test_cancelling_lead_again_while_the_key_is_released_leaves_nothing_behind() -> None:
+    """At whatever moment: a program that ends asks its candidate to leave, and cancels all of its tasks next."""
+    here = world()
+    async with here.machine() as operator, here.node("a") as node:
+        for moment in range(40):
+            candidate = Candidate(node.client, KEYS, ELECTION, id="a", rng=here.rng(f"{moment}"))
+            standing_a = asyncio.create_task(candidate.lead(here.work))
+            while not candidate.is_leader:
+                await asyncio.sleep(0.001)
+            candidate.leave() if moment % 2 else standing_a.cancel()
+            await asyncio.sleep(moment * 0.00025)
+            standing_a.cancel()
+            await asyncio.wait({standing_a})
+            assert isinstance(candidate.state, Following | Closed)
+            assert (await operator.client.list(KEYS.campaigns)).count == 0, moment
+
+
+@virtual
 async def test_leaving_is_final_and_leaves_nothing_behind() -> None:
     """Whether the candidate leads, waits, or has not begun."""
     here = world()
@@ -591,6 +676,27 @@ def drawn_node(here: World, rng: random.Random, number: int) -> AbstractAsyncCon
     """A machine whose clock is up to a hundredth too fast or too slow."""
     rate, latency_s = rng.uniform(0.99, 1.01), rng.choice([0.001, 0.05])
     return here.node(f"n{number}", rate=rate, latency_s=latency_s, config=CandidateConfig(ttl_s=5))
+
+
+@virtual
+async def test_a_record_of_the_largest_size_can_be_proven() -> None:
+    """The proof makes it longer: one that would not fit then would hold up the whole election, and is refused."""
+    here = world()
+    async with here.machine() as machine:
+        size = 4096
+        while True:
+            try:
+                largest = Candidate(machine.client, KEYS, ELECTION, id="a", address="x" * size)
+            except RecordTooLarge:
+                size -= 1
+            else:
+                break
+        assert size > 3800
+        standing_a = asyncio.create_task(largest.lead(here.work))
+        await asyncio.sleep(5)
+        assert largest.is_leader
+        largest.leave()
+        await standing_a
 
 
 def test_names_are_checked_before_anything_is_sent() -> None:

@@ -10,11 +10,14 @@ import pytest
 from election.candidate import Candidate
 from election.epoch import EpochGuard, raise_epoch, read_epoch
 from election.errors import EtcdError, RolledBack
-from election.leadership import Leading
+from election.leadership import Campaigning, Leading
+from election.pb.etcd import election_pb2 as el
+from election.pb.etcd import rpc_pb2 as rpc
+from election.published import QUEUE_LIMIT
 from election.token import Token
 from tests.fake.clock import virtual
 from tests.fake.etcd import Snapshot
-from tests.simulation.world import ELECTION, KEYS, Node, World, leads, standing, world
+from tests.simulation.world import ELECTION, KEYS, Machine, Node, World, leads, standing, world
 
 
 class Folder:
@@ -38,6 +41,12 @@ def token(node: Node) -> Token:
 async def raised(node: Node) -> None:
     """What `election epoch raise` does."""
     await raise_epoch(node.client, KEYS, by="operator")
+
+
+async def written(machine: Machine, revisions: int) -> None:
+    """Lets etcd's revision grow."""
+    for _ in range(revisions):
+        await machine.client.put(b"elsewhere", b"")
 
 
 async def saved_before(here: World, *nodes: Node) -> Snapshot:
@@ -132,6 +141,149 @@ async def test_a_process_that_was_restarted_remembers_by_its_state_folder() -> N
         second.candidate.leave()
         await standing_second
     here.check_spans()
+
+
+@virtual
+async def test_a_term_that_begins_while_a_candidate_is_admitted_is_no_regress() -> None:
+    """Its token is above the revision at which the lease was granted, and below that of the reads after it."""
+    here = world()
+
+    async def slowly(_: int, __: object, request: object) -> None:
+        if isinstance(request, rpc.TxnRequest):
+            await asyncio.sleep(0.5)
+
+    async with here.node("a") as a, here.node("b") as b:
+        b.transport.before_call = slowly
+        standing_b = asyncio.create_task(b.candidate.lead(here.work))
+        await asyncio.sleep(0.01)
+        standing_a = asyncio.create_task(a.candidate.lead(here.work))
+        await leads(a)
+        await asyncio.sleep(2)
+        assert isinstance(b.candidate.state, Campaigning)
+        assert (await read_epoch(a.client, KEYS)).revision == 0
+        b.candidate.leave()
+        a.candidate.leave()
+        await asyncio.gather(standing_a, standing_b)
+
+
+@virtual
+async def test_a_term_that_another_candidate_of_the_process_sees_meanwhile_is_no_regress() -> None:
+    """They share a guard, and a state folder that takes its time."""
+    here = world()
+
+    class Slow(Folder):
+        async def advance(self, name: str, token: Token) -> Token:
+            await asyncio.sleep(0.2)
+            return await super().advance(name, token)
+
+    async def slowly(_: int, __: object, answer: object) -> None:
+        if isinstance(answer, rpc.LeaseGrantResponse):
+            await asyncio.sleep(0.9)
+
+    async with here.machine() as machine:
+        guard = EpochGuard(machine.client, KEYS, memory=Slow())
+        late, early = (Candidate(machine.client, KEYS, name, id=name, guard=guard) for name in ("late", "early"))
+        machine.transport.after_call = slowly
+        standing_late = asyncio.create_task(late.lead(here.work))
+        await asyncio.sleep(0.1)
+        machine.transport.after_call = None
+        standing_early = asyncio.create_task(early.lead(here.work))
+        await asyncio.sleep(5)
+        assert early.is_leader
+        assert late.is_leader
+        early.leave()
+        late.leave()
+        await asyncio.gather(standing_early, standing_late)
+
+
+@virtual
+async def test_a_history_that_was_set_back_and_has_caught_up_unseen_gives_no_second_leader() -> None:
+    """The queue of who was away goes on from another history, and lacks the leader's key; the proof finds it."""
+    here = world()
+    async with here.machine() as operator, here.node("b") as b, here.node("c") as c:
+        snapshot = here.etcd.snapshot()
+        await written(operator, 20)
+
+        async def cut_off(_: int, __: object, request: object) -> None:
+            if isinstance(request, el.CampaignRequest):
+                b.transport.cut(0, 1, 2)
+
+        b.transport.before_call = cut_off
+        standing_b = asyncio.create_task(b.candidate.lead(here.work))
+        await asyncio.sleep(0.5)
+        here.etcd.restore(snapshot)
+        standing_c = asyncio.create_task(c.candidate.lead(here.work))
+        await leads(c)
+        await written(operator, 100)
+        await asyncio.sleep(5)
+        b.transport.before_call = None
+        b.transport.mend()
+        await asyncio.sleep(30)
+        assert [span.id for span in here.spans] == ["c"]
+        assert c.candidate.is_leader
+        c.candidate.leave()
+        await leads(b)
+        b.candidate.leave()
+        await asyncio.gather(standing_b, standing_c)
+    here.check_spans()
+
+
+@virtual
+async def test_a_history_that_was_set_back_and_has_caught_up_unseen_keeps_nobody_from_leading() -> None:
+    """The queue of who was away goes on from another history, and shows keys that are gone."""
+    here = world()
+    async with here.machine() as operator, here.node("a") as a, here.node("b") as b:
+        standing_a = asyncio.create_task(a.candidate.lead(here.work))
+        await leads(a)
+        snapshot = here.etcd.snapshot()
+        standing_b = asyncio.create_task(b.candidate.lead(here.work))
+        await asyncio.sleep(1)
+        b.transport.cut(0, 1, 2)
+        here.etcd.restore(snapshot)
+        await asyncio.sleep(1)
+        await written(operator, 100)
+        await asyncio.sleep(15)
+        b.transport.mend()
+        await asyncio.sleep(30)
+        await leads(a)
+        a.candidate.leave()
+        await asyncio.sleep(30)
+        terms = len(here.spans)
+        await asyncio.sleep(30)
+        assert b.candidate.is_leader
+        assert len(here.spans) == terms
+        b.candidate.leave()
+        await asyncio.gather(standing_a, standing_b)
+    here.check_spans()
+
+
+@virtual
+async def test_a_state_folder_that_hangs_does_not_end_the_term() -> None:
+    """However much the queue changes meanwhile."""
+    here = world()
+    goes_on = asyncio.Event()
+
+    class Hanging(Folder):
+        async def advance(self, name: str, token: Token) -> Token:
+            if self.highest.revision:  # once the candidate is admitted
+                await goes_on.wait()
+            return await super().advance(name, token)
+
+    async with here.machine() as other, here.node("a") as a:
+        guard = EpochGuard(a.client, KEYS, memory=Hanging())
+        candidate = Candidate(a.client, KEYS, ELECTION, id="a", guard=guard)
+        standing_a = asyncio.create_task(candidate.lead(here.work))
+        while not candidate.is_leader:
+            await asyncio.sleep(0.01)
+        key = KEYS.campaign(ELECTION) + b"another"
+        for _ in range(QUEUE_LIMIT // 2 + 100):
+            await other.client.put(key, b"")
+            await other.client.delete(key)
+        goes_on.set()
+        await asyncio.sleep(1)
+        assert len(here.spans) == 1
+        candidate.leave()
+        await standing_a
 
 
 @virtual
