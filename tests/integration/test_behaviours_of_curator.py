@@ -37,6 +37,7 @@ from election import (
     blocking,
 )
 from election.dev.etcd import EtcdCluster
+from election.etcd import txn
 from election.etcd.client import EtcdClient
 from election.leadership import Campaigning, Closed, Following, Leading, Leaving
 from election.pb.etcd import rpc_pb2 as rpc
@@ -215,13 +216,22 @@ def leases(store: blocking.Store) -> set[int]:
     return asyncio.run(ask())
 
 
+def put(store: blocking.Store, key: bytes) -> None:
+    """Makes a key, as a stranger might."""
+
+    async def ask() -> None:
+        async with EtcdClient(store.config) as client:
+            await client.put(key, b"somebody else")
+
+    asyncio.run(ask())
+
+
 def delete(store: blocking.Store, *deleted: bytes) -> None:
     """Deletes keys in one transaction, as a stranger might."""
 
     async def ask() -> None:
         async with EtcdClient(store.config) as client:
-            operations = [rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key)) for key in deleted]
-            await client.txn([], operations)
+            await client.txn([], [txn.delete(key) for key in deleted])
 
     asyncio.run(ask())
 
@@ -454,7 +464,7 @@ def test_leaving_before_or_right_after_winning_leaves_nothing_behind(store: bloc
                 assert len(keys(store)) == 1
         except TimeoutError:
             assert candidate.state == Following()
-    until(lambda: keys(store) == [])
+    assert keys(store) == []
     until(lambda: leases(store) <= before)  # that of a grant whose answer nobody waited for ends by itself
     with candidate.lead(timeout_s=20):
         with pytest.raises(ElectionError, match="already stands"):
@@ -463,9 +473,12 @@ def test_leaving_before_or_right_after_winning_leaves_nothing_behind(store: bloc
 
 
 def test_who_arrives_while_the_leader_leaves_is_not_left_waiting(store: blocking.Store, rng: random.Random) -> None:
-    """LeaderLatch testLeadershipElectionWhenNodeDisappearsAfterChildrenAreRetrieved, at moments drawn by lot."""
+    """LeaderLatch testLeadershipElectionWhenNodeDisappearsAfterChildrenAreRetrieved, at moments drawn by lot.
+
+    Nobody waits for the end of a lease, which is as long as the test's patience.
+    """
     for _ in range(10):
-        history, (leader, first, second) = History(), make(store, 3)
+        history, (leader, first, second) = History(), make(store, 3, CandidateConfig(ttl_s=30))
         with standing(history, leader):
             leads_in(history, leader)
             with ExitStack() as stack:
@@ -667,21 +680,31 @@ def test_leaving_while_etcd_is_away_leaves_no_key_when_it_is_back(
         assert term.token > history.terms[0].token
 
 
+@pytest.mark.parametrize("waited", [False, True])
 def test_who_has_won_and_cannot_prove_it_in_time_does_not_lead(
-    etcd: EtcdCluster, etcd_store: blocking.Store, monkeypatch: pytest.MonkeyPatch
+    etcd: EtcdCluster, etcd_store: blocking.Store, monkeypatch: pytest.MonkeyPatch, waited: bool
 ) -> None:
-    """LeaderSelector testRaceAtStateChanged: etcd hangs between the win and the work, which is never begun."""
+    """LeaderSelector testRaceAtStateChanged: etcd hangs between the win and the work, which is never begun.
+
+    Whether it is etcd's answer that told of the win, or the watch, after the key before the own one was deleted.
+    """
     [member], history, (candidate,) = etcd.members, History(), make(etcd_store, 1)
     original, won = EtcdClient.txn, threading.Event()
 
-    async def txn(client: EtcdClient, compare: Sequence[rpc.Compare], *rest: Any, **named: Any) -> rpc.TxnResponse:
+    async def write(client: EtcdClient, compare: Sequence[rpc.Compare], *rest: Any, **named: Any) -> rpc.TxnResponse:
         if compare and not won.is_set():  # the proof
             won.set()
             member.pause()
         return await original(client, compare, *rest, **named)
 
-    monkeypatch.setattr(EtcdClient, "txn", txn)
+    monkeypatch.setattr(EtcdClient, "txn", write)
+    before = etcd_store.keyspace.candidate(ELECTION, 1)
+    if waited:
+        put(etcd_store, before)
     with thread_of(lambda: candidate.run(history.work)):
+        if waited:
+            until(lambda: stands(candidate))
+            delete(etcd_store, before)
         assert won.wait(20)
         state = candidate.state
         assert isinstance(state, Campaigning)
