@@ -42,10 +42,11 @@ from election.etcd.client import EtcdClient
 from election.leadership import Campaigning, Closed, Following, Leading, Leaving
 from election.pb.etcd import rpc_pb2 as rpc
 from election.reader import LeaderEventKind
+from tests.integration.ran import CLOCK, ELECTION, QUICK, STEADY, Ran, leads
+from tests.integration.ran import standing as standing_in_loop
+from tests.integration.ran import until as until_in_loop
+from tests.integration.rivals import use
 from tests.integration.test_blocking import until
-from tests.integration.test_candidate import CLOCK, ELECTION, QUICK, STEADY, Ran, leads, use
-from tests.integration.test_candidate import standing as standing_in_loop
-from tests.integration.test_candidate import until as until_in_loop
 
 pytestmark = pytest.mark.etcd
 

@@ -34,7 +34,7 @@ from election.leadership import Following
 from election.pb.etcd import election_pb2 as el
 from election.reader import LeaderEvent, LeaderEventKind
 from election.records import Leader
-from tests.integration.test_candidate import (
+from tests.integration.ran import (
     CLOCK,
     ELECTION,
     QUICK,
@@ -404,13 +404,13 @@ async def leads_as_seen(view: View, election: str, id: str) -> bool:
 # --- etcd that does not answer -----------------------------------------------------------------------------------
 
 
-async def test_a_release_that_was_interrupted_is_made_up_for_by_the_end_of_the_lease(
+async def test_a_release_that_fails_is_made_up_for_by_the_end_of_the_lease(
     lone_etcd: EtcdCluster, namespace: str
 ) -> None:
     """TestElectionResignCanRetryAfterError: with etcd's client, the key stays until somebody resigns again.
 
-    Ours needs nobody for that: nothing renews the lease any more, so the next one leads at its end. Meanwhile the
-    candidate may stand again, behind those who wait.
+    Ours needs nobody for that: the release goes on for the time of a call, however often it is cancelled, and nothing
+    renews the lease any more. Afterwards the candidate may stand again.
     """
     async with AsyncExitStack() as stack:
         stores = [await stack.enter_async_context(connect(lone_etcd.endpoints, namespace=namespace)) for _ in range(2)]
@@ -419,7 +419,7 @@ async def test_a_release_that_was_interrupted_is_made_up_for_by_the_end_of_the_l
         await leads(ran, a)
         await stack.enter_async_context(standing(ran, b))
         member.pause()
-        while not first.done():  # a call for each step that waits for etcd
+        while not first.done():
             first.cancel()
             await asyncio.wait({first}, timeout=0.05)
         assert first.cancelled()
@@ -427,8 +427,8 @@ async def test_a_release_that_was_interrupted_is_made_up_for_by_the_end_of_the_l
         assert a.state == Following()
         member.resume()
         async with standing(ran, a):
-            assert await leads(ran, a, b) is b
-            assert token(a) > token(b) > ran.spans[0].term.token.revision
+            await leads(ran, a, b)
+            assert min(token(a), token(b)) > ran.spans[0].term.token.revision
     ran.check()
 
 
