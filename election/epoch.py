@@ -117,7 +117,7 @@ class EpochGuard:
 
 
 async def read_epoch(client: EtcdClient, keyspace: Keyspace) -> EpochRecord:
-    """The epoch of a namespace, and what was reported of it; raises ElectionError for a record that is not ours."""
+    """The epoch of a namespace, and what was reported of it; raises EtcdError, also for a record that is not ours."""
     found, _ = await client.get(keyspace.epoch)
     return _record(keyspace, found)
 
@@ -144,7 +144,7 @@ async def raise_epoch(client: EtcdClient, keyspace: Keyspace, *, by: str) -> Epo
 def _record(keyspace: Keyspace, found: KeyValue | None) -> EpochRecord:
     record = EpochRecord.decode(found.value) if found else EpochRecord()
     if record is None:
-        raise ElectionError(f"{keyspace.epoch.decode()} in etcd is not an epoch: run `election epoch raise`")
+        raise EtcdError(f"{keyspace.epoch.decode()} in etcd is not an epoch: run `election epoch raise`")
     return record
 
 
