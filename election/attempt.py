@@ -36,9 +36,6 @@ logger = logging.getLogger("election")
 _DEADLINE_LOOK_S = 1.0
 """The longest sleep of the deadline's watchman: asyncio's clock does not count the time of a suspend."""
 
-_KEY_IS_GONE = (LossReason.EXPIRED, LossReason.KEY_DELETED)
-"""The losses after which there is nothing to hand over."""
-
 _SILENT_TTLS, _SILENT_S = 2, 10.0
 """How long a leader goes on without a sign of life from its watch: in lease times, and at least. A watch whose member
 hangs is opened elsewhere after some 4 s."""
@@ -158,9 +155,9 @@ class Attempt:
             return False
 
     async def _renew(self) -> None:
-        """Moves the deadline with each renewal that etcd confirms, and ends with the term.
+        """Moves the deadline with each renewal that etcd confirms.
 
-        The lease is not kept for work that does not stop: a successor waits for it until the lease ends, no longer.
+        After a loss, too: the key is held while the work is joined, so that nobody else begins before it has ended.
         """
         retry_s = self._candidacy.config.retry_s
         backoff = Backoff(retry_s / 4, retry_s, self._candidacy.rng)
@@ -168,8 +165,6 @@ class Attempt:
             async with aclosing(renewals(self._client, self._lease, backoff)) as confirmed:
                 async for renewal in confirmed:
                     self._machine.apply(leadership.Renewed(renewal.deadline_s, renewal.latency_s))
-                    if isinstance(self._machine.state, Leaving):
-                        return
         except LeaseNotFound:
             self._machine.apply(leadership.LeaseLost(self._clock.now_s()))
 
@@ -303,7 +298,7 @@ class Attempt:
 
         What cannot be handed over is let go with the lease, and the next in line leads then.
         """
-        if left.token is None or left.reason in _KEY_IS_GONE:
+        if left.token is None or left.reason.takes_the_key:
             return
         keyspace, election = self._candidacy.keyspace, self._candidacy.election
         waiting = self._candidacy.watch.queue.behind(left.token.revision)

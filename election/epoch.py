@@ -117,7 +117,7 @@ class EpochGuard:
 
 
 async def read_epoch(client: EtcdClient, keyspace: Keyspace) -> EpochRecord:
-    """The epoch of a namespace, and what was reported of it; raises EtcdError for a record that is not ours, too."""
+    """The epoch of a namespace, and what was reported of it; raises EtcdError, also for a record that is not ours."""
     found, _ = await client.get(keyspace.epoch)
     return _record(keyspace, found)
 

@@ -71,6 +71,11 @@ class LossReason(StrEnum):
     WORK_FAILED = "work_failed"
     CLOSED = "closed"
 
+    @property
+    def takes_the_key(self) -> bool:
+        """Whether the key is gone with the term, or may be at any moment, so that there is nothing to hand over."""
+        return self in (LossReason.EXPIRED, LossReason.KEY_DELETED)
+
 
 class NotLeader(ElectionError):
     """Raised by `Term.check`: this process must not act as the leader any more."""

@@ -16,6 +16,9 @@ from election.stuck import where_task
 
 logger = logging.getLogger("election")
 
+_UNPROTECTED = "another leader can start while it runs, and only fencing protects from it now"
+_WAITED_FOR = "its successor waits for it, and this process has to be killed if it never ends"
+
 
 async def to_the_end(coroutine: Coroutine[Any, Any, None]) -> None:
     """Runs something that must not be broken off; who is cancelled meanwhile hears of it when it has ended."""
@@ -82,11 +85,11 @@ async def _join(
         if not working.done() and not reported:
             reported = True
             logger.critical(
-                "%s: the work has not stopped by its deadline (token %s, lost: %s): another leader can start while it "
-                "runs, and only fencing protects from it now; it hangs in %s",
+                "%s: the work has not stopped by its deadline (token %s, lost: %s): %s; it hangs in %s",
                 who,
                 loss.token,
                 loss.reason.value,
+                _UNPROTECTED if loss.reason.takes_the_key else _WAITED_FOR,
                 where(),
             )
     with suppress(asyncio.CancelledError, Exception):

@@ -339,6 +339,22 @@ async def test_an_epoch_that_cannot_be_read_lets_nobody_lead() -> None:
         await standing_a
 
 
+@virtual
+async def test_an_epoch_that_cannot_be_read_any_more_is_waited_out() -> None:
+    """Who has stood before goes on trying: one bad write ends no fleet."""
+    here = world()
+    async with standing(here, ["a"]) as [a]:
+        await leads(a)
+        state = a.candidate.state
+        assert isinstance(state, Leading)
+        await a.client.put(KEYS.epoch, b"nonsense")
+        await a.client.lease_revoke(state.lease)
+        await asyncio.sleep(30)
+        assert not a.candidate.is_leader
+        await raised(a)
+        await leads(a)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_tokens_grow_over_random_restores(seed: int) -> None:
     """Snapshots of any age, with other faults between; an operator raises the epoch some time after each restore."""
