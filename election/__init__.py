@@ -4,8 +4,13 @@ A name is imported when it is first used: the command line starts fast that way,
 stderr, which gRPC reads when it is imported.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+# What gRPC does after a fork crashes the child (SIGSEGV) of a process that uses it from asyncio. Without it, a child
+# that leaves gRPC alone is fine. gRPC reads this when it is imported.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 if TYPE_CHECKING:
     from election.agents import Agent

@@ -290,9 +290,9 @@ else:
         if (child := os.fork()) == 0:
             in_child(term, store)  # and leaves the block, and the program, as the parent does
         else:
-            os.waitpid(child, 0)
+            _, status = os.waitpid(child, 0)
             term.check()
-            say(parent=term.is_leader)
+            say(parent=term.is_leader, child=os.waitstatus_to_exitcode(status))
 """
 
 
@@ -320,8 +320,11 @@ class Process:
 
     def end(self, code: int = 0) -> list[dict[str, object]]:
         """What it says until it ends, with this code and without a traceback."""
-        out, err = self._process.communicate(timeout=20)
-        assert self._process.returncode == code, err
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        with self._process:
+            out, err = self._process.stdout.read(), self._process.stderr.read()  # after what `line` has read ahead
+            assert self._process.wait(20) == code, err
         assert "Traceback" not in err
         return [dict(json.loads(line)) for line in out.splitlines()]
 
@@ -368,4 +371,9 @@ def test_a_forked_process_does_not_lead(store: blocking.Store) -> None:
     """Its copy of the term says no, its copy of the store is refused, and its end does not end the parent's term."""
     process = Process(store, "fork")
     process.line()
-    assert process.end() == [{"check": "NotLeader"}, {"write": "ElectionError"}, {"leads": False}, {"parent": True}]
+    assert process.end() == [
+        {"check": "NotLeader"},
+        {"write": "ElectionError"},
+        {"leads": False},
+        {"parent": True, "child": 0},
+    ]
