@@ -15,8 +15,8 @@ resigns. SIGTERM ends a program that does not handle it without any of this, and
 
 Fork: a forked process does not lead, whatever its copies of a term say, and cannot use a store that was made before
 the fork. gRPC does not outlive a fork: start processes that need a store of their own with multiprocessing's `spawn`.
-What gRPC itself does after a fork would crash the child, so importing this package sets GRPC_ENABLE_FORK_SUPPORT=0 where
-it is not set; that counts if gRPC was not imported before.
+What gRPC itself does after a fork would crash the child, so importing this package sets GRPC_ENABLE_FORK_SUPPORT=0
+where it is not set; that counts if gRPC was not imported before.
 """
 
 from __future__ import annotations
