@@ -36,7 +36,7 @@ from election import (
     Token,
     blocking,
 )
-from election.dev.etcd import EtcdCluster
+from election.dev.etcd import EtcdCluster, Member
 from election.etcd import txn
 from election.etcd.client import EtcdClient
 from election.leadership import Campaigning, Closed, Following, Leading, Leaving
@@ -197,6 +197,13 @@ def start(*clusters: EtcdCluster) -> None:
             await cluster.wait_healthy()
 
     asyncio.run(begin())
+
+
+def pause(member: Member) -> None:
+    """Returns when all threads of the member stand still, which on a busy machine may be a while after the signal."""
+    member.pause()
+    assert member.pid is not None
+    os.waitid(os.P_PID, member.pid, os.WSTOPPED | os.WNOWAIT)
 
 
 def keys(store: blocking.Store) -> list[bytes]:
@@ -690,12 +697,13 @@ def test_who_has_won_and_cannot_prove_it_in_time_does_not_lead(
     Whether it is etcd's answer that told of the win, or the watch, after the key before the own one was deleted.
     """
     [member], history, (candidate,) = etcd.members, History(), make(etcd_store, 1)
-    original, won = EtcdClient.txn, threading.Event()
+    original, first, won = EtcdClient.txn, threading.Event(), threading.Event()
 
     async def write(client: EtcdClient, compare: Sequence[rpc.Compare], *rest: Any, **named: Any) -> rpc.TxnResponse:
         if compare and not won.is_set():  # the proof
+            await until_in_loop(first.is_set)
+            pause(member)
             won.set()
-            member.pause()
         return await original(client, compare, *rest, **named)
 
     monkeypatch.setattr(EtcdClient, "txn", write)
@@ -706,6 +714,7 @@ def test_who_has_won_and_cannot_prove_it_in_time_does_not_lead(
         if waited:
             until(lambda: stands(candidate))
             delete(etcd_store, before)
+        first.set()
         assert won.wait(20)
         state = candidate.state
         assert isinstance(state, Campaigning)
