@@ -271,7 +271,10 @@ class Candidate:
         return self._inner.loss
 
     def leave(self) -> None:
-        """Asks to stop, for good; safe in a signal handler. `run` returns when the work has ended."""
+        """Asks to stop, for good; safe in a signal handler, so it takes effect a moment after it has returned.
+
+        `run` returns when the work has ended.
+        """
         self._background.soon(self._inner.leave)
 
     def hand_over(self, to: str | None = None) -> None:

@@ -122,9 +122,11 @@ class Member:
         self._signal(signal.SIGTERM)
 
     def pause(self) -> None:
-        """Sends SIGSTOP: the process keeps its connections and answers nothing."""
+        """Sends SIGSTOP, and returns when all threads stand still: it keeps its connections, and answers nothing."""
         self._signal(signal.SIGSTOP)
         self.paused = self.running
+        if self._process is not None and self.paused:
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Sends SIGCONT; safe when the process is not paused."""
