@@ -559,11 +559,14 @@ async def test_a_full_etcd_still_renews_revokes_and_deletes(small_etcd: EtcdClus
 
 
 async def fill(etcd: Etcd, name: bytes) -> NoSpace:
-    """Writes until etcd is full, and returns what it says then."""
+    """Writes until etcd is full, and returns what it says then; the alarm, which follows the refusal, is on."""
     for number in range(100):
         try:
             await etcd.client.put(name + b"-%d" % number, b"v" * 500_000)
         except NoSpace as full:
+            async with asyncio.timeout(10):
+                while not (await etcd.client.call(methods.ALARM, rpc.AlarmRequest())).alarms:
+                    await asyncio.sleep(0.01)
             return full
     raise AssertionError("etcd took 50 MB")
 
