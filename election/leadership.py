@@ -245,8 +245,10 @@ def _queue_while_campaigning(state: Campaigning, event: QueueSeen) -> State:
     if state.created not in (0, event.created):
         return _lost(state, event.at_s, LossReason.KEY_DELETED)
     seen = replace(state, created=event.created, is_oldest=state.is_oldest or event.is_oldest)
-    if not event.is_oldest or event.epoch is None:
+    if event.epoch is None:
         return seen
+    if not event.is_oldest:  # handed over by somebody whose queue was not etcd's: it proves nothing, now or later
+        return _lost(seen, event.at_s, LossReason.KEY_DELETED)
     return _lead(seen, Token(event.epoch, event.created), event.at_s)
 
 

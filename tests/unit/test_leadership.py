@@ -147,11 +147,12 @@ def test_a_watch_that_has_not_come_to_the_own_key_says_nothing_about_it(state: S
 
 
 def test_a_record_that_the_predecessor_has_proven_leads_at_once() -> None:
-    """The handover was a compare-and-set on the own key; but only while the lease is certainly alive."""
+    """The handover was a compare-and-set on the own key; but only while the lease is alive, and the key the oldest."""
     seen = QueueSeen(50.0, revision=30, created=20, is_oldest=True, epoch=3)
     assert step(Campaigning(7, 100.0), seen) == LEADING
     assert step(Campaigning(7, 50.0), seen) == Leaving(7, None, LossReason.EXPIRED, 50.0, 0.0)
-    assert isinstance(step(Campaigning(7, 100.0), replace(seen, is_oldest=False)), Campaigning)
+    behind = step(Campaigning(7, 100.0), replace(seen, is_oldest=False))
+    assert behind == left(None, LossReason.KEY_DELETED)
 
 
 @pytest.mark.parametrize("state", [CAMPAIGNING, LEADING])
