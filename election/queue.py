@@ -121,13 +121,16 @@ class QueueWatch:
         await self._wanted.wait()
         while True:
             self._forgotten.clear()
-            tasks = {asyncio.create_task(self._follow(backoff)), asyncio.create_task(self._forgotten.wait())}
+            following = asyncio.create_task(self._follow(backoff))
+            tasks = {following, asyncio.create_task(self._forgotten.wait())}
             try:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
+            if not following.cancelled() and (error := following.exception()):
+                logger.error("%s: following the queue has failed, and begins anew", self._who, exc_info=error)
             await self._client.clock.sleep_s(backoff.next_s())
 
     async def _follow(self, backoff: Backoff) -> None:
