@@ -169,12 +169,18 @@ def check_lease_relations(ttl_s: float, margin_s: float, renew_s: float) -> None
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """How an agent holds its lease."""
+    """How an agent holds its lease, and what it does when it has lost it or leaves.
+
+    With `register_again` an agent that has lost its lease registers anew, as a new incarnation. With `keep_state` an
+    agent that leaves keeps its state, which a collector collects after the grace; without, it is deleted at once.
+    """
 
     ttl_s: int = 15
     margin_s: float = 1.0
     retry_s: float = 0.25
     retry_max_s: float = 5.0
+    register_again: bool = True
+    keep_state: bool = True
 
     def __post_init__(self) -> None:
         _check_positive("ttl_s", self.ttl_s)
@@ -182,22 +188,47 @@ class AgentConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BreakerConfig:
+    """When so many agents vanish at once that the world is more likely wrong than the agents dead.
+
+    The breaker opens when at least `agents` of them and `share` of all (0 to 1) vanish within one grace, or when all
+    of two or more do. It closes when they are back, when an operator says so, or after `hold_s`.
+    """
+
+    agents: int = 3
+    share: float = 0.5
+    hold_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        if self.agents < 1:
+            raise ConfigError(f"the breaker's number of agents must be 1 or more, not {self.agents}")
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"the breaker's share must be more than 0 and at most 1, not {self.share:g}")
+        _check_positive("hold_s", self.hold_s)
+
+
+@dataclass(frozen=True, slots=True)
 class CollectorConfig:
-    """When the collector reaps.
+    """When the collector reaps, and how fast.
 
     `grace_s` counts from when the liveness key vanished; `reconcile_s` is how often everything is listed and
-    compared; `retention_s` is how long a tombstone stays.
+    compared; `retention_s` is how long a tombstone stays, at least. `rate_per_s` bounds how many agents are reaped in
+    a second, on average; None does not. Without a `breaker` nothing but the grace holds the collector back.
     """
 
     grace_s: float = 10.0
     reconcile_s: float = 60.0
     retention_s: int = 7 * 24 * 3600
+    rate_per_s: float | None = None
+    breaker: BreakerConfig | None = field(default_factory=BreakerConfig)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.grace_s) and self.grace_s >= 0):
             raise ConfigError(f"grace_s must be 0 or more, not {self.grace_s:g}")
         _check_positive("reconcile_s", self.reconcile_s)
         _check_positive("retention_s", self.retention_s)
+        if self.rate_per_s is not None:
+            _check_positive("rate_per_s", self.rate_per_s)
 
 
 def is_loopback(host: str) -> bool:

@@ -72,14 +72,34 @@ class StateKey:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainingKey:
+    """The mark of an agent that is to take nothing new."""
+
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
 class TombstoneKey:
-    """What is left of one incarnation of a reaped agent."""
+    """What is left of one incarnation of a reaped agent; `part` counts from 0 where it took several transactions."""
 
     agent: str
     incarnation: int
+    part: int = 0
 
 
-Parsed = CandidateKey | AliveKey | StateKey | TombstoneKey
+@dataclass(frozen=True, slots=True)
+class BreakerKey:
+    """The state of the collectors' breaker."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReapRequestKey:
+    """An operator's request to reap an agent now."""
+
+    agent: str
+
+
+Parsed = CandidateKey | AliveKey | StateKey | DrainingKey | TombstoneKey | BreakerKey | ReapRequestKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +164,11 @@ class Keyspace:
         return self.agents + b"state/"
 
     @property
+    def draining_prefix(self) -> bytes:
+        """The prefix of the marks of all agents that drain."""
+        return self.agents + b"draining/"
+
+    @property
     def reaped_prefix(self) -> bytes:
         """The prefix of all tombstones."""
         return self.agents + b"reaped/"
@@ -160,13 +185,31 @@ class Keyspace:
         """One of the keys that an agent stores."""
         return self.states(agent) + check_name("state key", key).encode()
 
-    def tombstone(self, agent: str, incarnation: int) -> bytes:
-        """The tombstone of one incarnation."""
-        return self.reaped_prefix + check_name("agent", agent).encode() + f"/{incarnation}".encode()
+    def draining(self, agent: str) -> bytes:
+        """The mark that an agent drains; it outlives the agent's lease, and goes when the agent is reaped."""
+        return self.draining_prefix + check_name("agent", agent).encode()
+
+    def tombstone(self, agent: str, incarnation: int, part: int = 0) -> bytes:
+        """The tombstone of one incarnation, or of a later part of it."""
+        return self.tombstones(agent) + (f"{incarnation}.{part}" if part else f"{incarnation}").encode()
 
     def tombstones(self, agent: str) -> bytes:
         """The prefix of all tombstones of one agent."""
         return self.reaped_prefix + check_name("agent", agent).encode() + b"/"
+
+    @property
+    def collector(self) -> bytes:
+        """The prefix of what operators and collectors tell each other."""
+        return self.root + b"collector/"
+
+    @property
+    def breaker(self) -> bytes:
+        """The state of the collectors' breaker."""
+        return self.collector + b"breaker"
+
+    def reap_request(self, agent: str) -> bytes:
+        """An operator's request to reap an agent now."""
+        return self.collector + b"reap/" + check_name("agent", agent).encode()
 
     def parse(self, key: bytes) -> Parsed | None:
         """What a key is, or None when it is not one that this project makes.
@@ -186,10 +229,21 @@ class Keyspace:
                 return AliveKey(agent)
             case ["agents", "state", agent, name] if _NAME.fullmatch(agent) and _NAME.fullmatch(name):
                 return StateKey(agent, name)
-            case ["agents", "reaped", agent, number] if _NAME.fullmatch(agent):
-                incarnation = _number(number, 10)
-                return None if incarnation is None else TombstoneKey(agent, incarnation)
+            case ["agents", "draining", agent] if _NAME.fullmatch(agent):
+                return DrainingKey(agent)
+            case ["agents", "reaped", agent, name] if _NAME.fullmatch(agent):
+                return _tombstone(agent, name)
+            case ["collector", "breaker"]:
+                return BreakerKey()
+            case ["collector", "reap", agent] if _NAME.fullmatch(agent):
+                return ReapRequestKey(agent)
         return None
+
+
+def _tombstone(agent: str, name: str) -> TombstoneKey | None:
+    number, dot, rest = name.partition(".")
+    incarnation, part = _number(number, 10), _number(rest, 10) if dot else 0
+    return None if incarnation is None or part is None or (dot and not part) else TombstoneKey(agent, incarnation, part)
 
 
 def _number(text: str, base: int) -> int | None:

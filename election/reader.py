@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
-from election.records import Agent, AgentState, Candidate, Election, Leader, StateEntry, Tombstone
+from election.records import Agent, AgentState, Breaker, Candidate, Election, Labels, Leader, StateEntry, Tombstone
 from election.token import Token
 
 MAX_AGE_S = 10.0
@@ -81,6 +81,23 @@ class AgentEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentFilter:
+    """Which agents to list: those in one of the states that have all of the labels.
+
+    An empty label value stands for any, and a reaped agent has the labels that it had.
+    """
+
+    states: frozenset[AgentState] = frozenset({AgentState.ALIVE, AgentState.DRAINING, AgentState.SUSPECT})
+    labels: Labels = field(default_factory=dict)
+
+    def takes(self, agent: Agent) -> bool:
+        """Whether the agent fits."""
+        return agent.state in self.states and all(
+            name in agent.labels and value in ("", agent.labels[name]) for name, value in self.labels.items()
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class TokenCheck:
     """Whether a token is that of the present leader."""
 
@@ -111,16 +128,28 @@ class Reader(Protocol):
         """Whether the token is that of the present leader, read from etcd and not from memory."""
         ...
 
-    async def agents(self) -> Answer[tuple[Agent, ...]]:
-        """The agents that are alive, draining or suspect, by id."""
+    async def agents(self, chosen: AgentFilter = AgentFilter()) -> Answer[tuple[Agent, ...]]:
+        """The agents that fit, by id; those that are alive, draining or suspect where nothing else is asked for."""
         ...
 
     async def agent(self, id: str) -> Answer[tuple[Agent, tuple[StateEntry, ...]] | None]:
         """One agent and its state, read from etcd; None when it is not known."""
         ...
 
-    def watch_agents(self) -> AsyncGenerator[AgentEvent]:
-        """Every agent (PRESENT), one SYNCED, and then every change."""
+    def watch_agents(self, *, after: int | None = None) -> AsyncGenerator[AgentEvent]:
+        """Every agent (PRESENT), one SYNCED, and then every change.
+
+        With `after`, the revision of an event that was seen before, the REAPED events that came later are told first:
+        those of every tombstone that is still kept.
+        """
+        ...
+
+    async def tombstones(self, agent: str | None = None) -> Answer[tuple[Tombstone, ...]]:
+        """The tombstones that are kept, of one agent or of all, the oldest reap first; read from etcd."""
+        ...
+
+    async def breaker(self) -> Answer[Breaker]:
+        """Whether collectors may reap at present, read from etcd."""
         ...
 
 

@@ -205,31 +205,49 @@ class Election:
 
 @dataclass(frozen=True, slots=True)
 class AgentRecord:
-    """What an agent says of itself when it registers."""
+    """What an agent says of itself when it registers, and, in its state alone, what became of that incarnation.
+
+    `left_at` is set when it left by itself, rather than died. `incarnation` is 0 in a record that was written together
+    with the liveness key, whose create revision is then that of the write.
+    """
 
     id: str
     address: str = ""
     labels: Labels = field(default_factory=dict)
     registered_at: datetime | None = None
+    left_at: datetime | None = None
+    incarnation: int = 0
 
     def encode(self) -> bytes:
         """The record as stored; raises RecordTooLarge above CANDIDATE_LIMIT."""
-        return _encode(
-            "agent record",
-            CANDIDATE_LIMIT,
-            {
-                "id": self.id,
-                "address": self.address,
-                "labels": dict(self.labels),
-                "registered_at": text_of(self.registered_at),
-            },
-        )
+        data: dict[str, Any] = {
+            "id": self.id,
+            "address": self.address,
+            "labels": dict(self.labels),
+            "registered_at": text_of(self.registered_at),
+        }
+        if self.left_at is not None:
+            data["left_at"] = text_of(self.left_at)
+        if self.incarnation:
+            data["incarnation"] = self.incarnation
+        return _encode("agent record", CANDIDATE_LIMIT, data)
 
     @classmethod
     def decode(cls, agent: str, value: bytes) -> AgentRecord:
         """The record; one with only the id when the value is not ours."""
-        data = _decode(value) or {}
-        return cls(agent, _text(data.get("address")), _labels(data.get("labels")), _time(data.get("registered_at")))
+        return cls.of(agent, _decode(value) or {})
+
+    @classmethod
+    def of(cls, agent: str, data: Mapping[str, Any]) -> AgentRecord:
+        """The record that is in a JSON object."""
+        return cls(
+            agent,
+            _text(data.get("address")),
+            _labels(data.get("labels")),
+            _time(data.get("registered_at")),
+            _time(data.get("left_at")),
+            _count(data.get("incarnation")),
+        )
 
 
 class AgentState(StrEnum):
@@ -271,7 +289,12 @@ class StateEntry:
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """What is left of an incarnation: what was collected, when, by whom and under which fencing token."""
+    """What is left of an incarnation: what was collected, when, by whom and under which fencing token.
+
+    A state that is too large for one transaction is collected in parts, each with a tombstone of its own; `part`
+    counts from 0, and no key is in two of them. `agent_record` is what the agent said of itself, if it ever did; a
+    tombstone is there until `keep_until` at least.
+    """
 
     agent: str
     incarnation: int
@@ -279,22 +302,25 @@ class Tombstone:
     collector: str
     token: Token
     collected: tuple[StateEntry, ...] = field(default=())
+    part: int = 0
+    keep_until: datetime | None = None
+    agent_record: AgentRecord | None = None
 
     def encode(self) -> bytes:
         """The tombstone as stored: each value as text, or in base64 where that is shorter or it is not text."""
-        return json.dumps(
-            {
-                "reaped_at": text_of(self.reaped_at),
-                "collector": self.collector,
-                "token": str(self.token),
-                "collected": [_entry_to_json(entry) for entry in self.collected],
-            },
-            separators=(",", ":"),
-            ensure_ascii=False,
-        ).encode()
+        data: dict[str, Any] = {
+            "reaped_at": text_of(self.reaped_at),
+            "keep_until": text_of(self.keep_until),
+            "collector": self.collector,
+            "token": str(self.token),
+            "collected": [_entry_to_json(entry) for entry in self.collected],
+        }
+        if self.agent_record is not None:
+            data["agent"] = json.loads(self.agent_record.encode())
+        return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
 
     @classmethod
-    def decode(cls, agent: str, incarnation: int, value: bytes) -> Tombstone:
+    def decode(cls, agent: str, incarnation: int, value: bytes, *, part: int = 0) -> Tombstone:
         """The tombstone; an empty one when the value is not ours."""
         data = _decode(value) or {}
         collected = data.get("collected")
@@ -305,6 +331,77 @@ class Tombstone:
             collector=_text(data.get("collector")),
             token=_token(data.get("token")),
             collected=tuple(_entries_from_json(collected if isinstance(collected, list) else [])),
+            part=part,
+            keep_until=_time(data.get("keep_until")),
+            agent_record=AgentRecord.of(agent, data["agent"]) if isinstance(data.get("agent"), dict) else None,
+        )
+
+
+class BreakerReason(StrEnum):
+    """Why nothing is reaped at present; or, of a breaker that is closed, why it was."""
+
+    VANISHED = "vanished"
+    NONE_ALIVE = "none_alive"
+    ETCD_LEADER_CHANGED = "etcd_leader_changed"
+    OPERATOR = "operator"
+    UNREADABLE = "unreadable"
+    RECOVERED = "recovered"
+    HOLD_ENDED = "hold_ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """Whether collectors may reap. While it is open nothing is.
+
+    `missing` of `known` agents had vanished when it opened. `until` is when it closes by itself, by the clock of who
+    wrote it; None where only an operator closes it. `revision` is that of the write, 0 when there never was one.
+    """
+
+    open: bool = False
+    reason: BreakerReason | None = None
+    missing: int = 0
+    known: int = 0
+    by: str = ""
+    at: datetime | None = None
+    until: datetime | None = None
+    revision: int = 0
+
+    def encode(self) -> bytes:
+        """The state as stored."""
+        return json.dumps(
+            {
+                "v": 1,
+                "open": self.open,
+                "reason": self.reason.value if self.reason else None,
+                "missing": self.missing,
+                "known": self.known,
+                "by": self.by,
+                "at": text_of(self.at),
+                "until": text_of(self.until),
+            }
+        ).encode()
+
+    @classmethod
+    def of(cls, kv: KeyValue | None) -> Breaker:
+        """The stored state; closed where there is none, and open, for an operator to look, where it cannot be read."""
+        if kv is None:
+            return cls()
+        data = _decode(kv.value)
+        try:
+            if data is None or data["v"] != 1 or not isinstance(data["open"], bool):
+                raise ValueError
+            reason = BreakerReason(data["reason"])
+        except (KeyError, ValueError):
+            return cls(open=True, reason=BreakerReason.UNREADABLE, revision=kv.mod_revision)
+        return cls(
+            open=data["open"],
+            reason=reason,
+            missing=_count(data.get("missing")),
+            known=_count(data.get("known")),
+            by=_text(data.get("by")),
+            at=_time(data.get("at")),
+            until=_time(data.get("until")),
+            revision=kv.mod_revision,
         )
 
 
@@ -342,6 +439,10 @@ def _labels(value: object) -> Labels:
     if not isinstance(value, dict):
         return {}
     return {name: text for name, text in value.items() if isinstance(text, str)}
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and 0 <= value < 1 << 63 else 0
 
 
 def _epoch(value: object) -> int:

@@ -10,8 +10,11 @@ from election.errors import ConfigError
 from election.keys import (
     COLLECTOR_ELECTION,
     AliveKey,
+    BreakerKey,
     CandidateKey,
+    DrainingKey,
     Keyspace,
+    ReapRequestKey,
     StateKey,
     TombstoneKey,
     check_name,
@@ -29,7 +32,11 @@ def test_every_key_that_is_built_is_parsed_back(name: str, other: str, number: i
     assert KEYS.parse(KEYS.candidate(name, number)) == CandidateKey(name, number)
     assert KEYS.parse(KEYS.alive(name)) == AliveKey(name)
     assert KEYS.parse(KEYS.state(name, other)) == StateKey(name, other)
+    assert KEYS.parse(KEYS.draining(name)) == DrainingKey(name)
     assert KEYS.parse(KEYS.tombstone(name, number)) == TombstoneKey(name, number)
+    assert KEYS.parse(KEYS.tombstone(name, 7, number)) == TombstoneKey(name, 7, number)
+    assert KEYS.parse(KEYS.breaker) == BreakerKey()
+    assert KEYS.parse(KEYS.reap_request(name)) == ReapRequestKey(name)
 
 
 @given(names, names)
@@ -60,6 +67,12 @@ def test_foreign_keys_never_raise(tail: bytes) -> None:
         b"/election/prod/agents/reaped/a/x",
         b"/election/prod/agents/reaped/a/ 1",
         b"/election/prod/agents/reaped/a/1_0",
+        b"/election/prod/agents/reaped/a/1.0",
+        b"/election/prod/agents/reaped/a/1.",
+        b"/election/prod/agents/reaped/a/.1",
+        b"/election/prod/agents/draining/a/b",
+        b"/election/prod/collector/breaker/a",
+        b"/election/prod/collector/reap/",
         b"/election/prod/campaigns/_other/1",
         b"/election/prod/campaigns/a",
         "/election/prod/agents/alive/ä".encode(),

@@ -553,22 +553,59 @@ class Tombstone(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class LabelsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     AGENT_FIELD_NUMBER: builtins.int
     INCARNATION_FIELD_NUMBER: builtins.int
     REAPED_AT_FIELD_NUMBER: builtins.int
     COLLECTOR_FIELD_NUMBER: builtins.int
     TOKEN_FIELD_NUMBER: builtins.int
     COLLECTED_FIELD_NUMBER: builtins.int
+    PART_FIELD_NUMBER: builtins.int
+    KEEP_UNTIL_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    REGISTERED_AT_FIELD_NUMBER: builtins.int
+    LEFT_AT_FIELD_NUMBER: builtins.int
     agent: builtins.str
     incarnation: builtins.int
     collector: builtins.str
     """The id of the collector that did it, and the fencing token under which it did."""
     token: builtins.int
+    part: builtins.int
+    """Counts from 0 where the state was too large for one transaction and was collected in parts."""
+    address: builtins.str
     @property
     def reaped_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def collected(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___StateEntry]:
         """What the agent had stored."""
+
+    @property
+    def keep_until(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """The tombstone is there until then at least."""
+
+    @property
+    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
+    @property
+    def registered_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def left_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Set when the agent left by itself, rather than died."""
 
     def __init__(
         self,
@@ -579,19 +616,141 @@ class Tombstone(google.protobuf.message.Message):
         collector: builtins.str = ...,
         token: builtins.int = ...,
         collected: collections.abc.Iterable[Global___StateEntry] | None = ...,
+        part: builtins.int = ...,
+        keep_until: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        address: builtins.str = ...,
+        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        registered_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        left_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["reaped_at", b"reaped_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent", b"agent", "collected", b"collected", "collector", b"collector", "incarnation", b"incarnation", "reaped_at", b"reaped_at", "token", b"token"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["keep_until", b"keep_until", "left_at", b"left_at", "reaped_at", b"reaped_at", "registered_at", b"registered_at"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "agent", b"agent", "collected", b"collected", "collector", b"collector", "incarnation", b"incarnation", "keep_until", b"keep_until", "labels", b"labels", "left_at", b"left_at", "part", b"part", "reaped_at", b"reaped_at", "registered_at", b"registered_at", "token", b"token"]) -> None: ...
 
 Global___Tombstone: typing_extensions.TypeAlias = Tombstone
+
+@typing.final
+class Breaker(google.protobuf.message.Message):
+    """Whether collectors may reap. While the breaker is open nothing is reaped."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    class _Reason:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _ReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[Breaker._Reason.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        REASON_UNSPECIFIED: Breaker._Reason.ValueType  # 0
+        REASON_VANISHED: Breaker._Reason.ValueType  # 1
+        """Open: too many agents vanished within one grace."""
+        REASON_NONE_ALIVE: Breaker._Reason.ValueType  # 2
+        """Open: of several agents none is alive."""
+        REASON_ETCD_LEADER_CHANGED: Breaker._Reason.ValueType  # 3
+        """Open: etcd has a new leader, and agents have had no time to be heard by it."""
+        REASON_OPERATOR: Breaker._Reason.ValueType  # 4
+        """An operator opened or closed it."""
+        REASON_UNREADABLE: Breaker._Reason.ValueType  # 5
+        """Open: what is stored cannot be read."""
+        REASON_RECOVERED: Breaker._Reason.ValueType  # 6
+        """Closed: the agents are back."""
+        REASON_HOLD_ENDED: Breaker._Reason.ValueType  # 7
+        """Closed: it was open for as long as it may be."""
+
+    class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
+    REASON_UNSPECIFIED: Breaker.Reason.ValueType  # 0
+    REASON_VANISHED: Breaker.Reason.ValueType  # 1
+    """Open: too many agents vanished within one grace."""
+    REASON_NONE_ALIVE: Breaker.Reason.ValueType  # 2
+    """Open: of several agents none is alive."""
+    REASON_ETCD_LEADER_CHANGED: Breaker.Reason.ValueType  # 3
+    """Open: etcd has a new leader, and agents have had no time to be heard by it."""
+    REASON_OPERATOR: Breaker.Reason.ValueType  # 4
+    """An operator opened or closed it."""
+    REASON_UNREADABLE: Breaker.Reason.ValueType  # 5
+    """Open: what is stored cannot be read."""
+    REASON_RECOVERED: Breaker.Reason.ValueType  # 6
+    """Closed: the agents are back."""
+    REASON_HOLD_ENDED: Breaker.Reason.ValueType  # 7
+    """Closed: it was open for as long as it may be."""
+
+    OPEN_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    MISSING_FIELD_NUMBER: builtins.int
+    KNOWN_FIELD_NUMBER: builtins.int
+    BY_FIELD_NUMBER: builtins.int
+    AT_FIELD_NUMBER: builtins.int
+    UNTIL_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    open: builtins.bool
+    reason: Global___Breaker.Reason.ValueType
+    """Why it is open, or why it was closed; unspecified when it never was open."""
+    missing: builtins.int
+    """How many of how many agents had vanished when it opened."""
+    known: builtins.int
+    by: builtins.str
+    """Who opened or closed it, and when."""
+    revision: builtins.int
+    """The revision of etcd at which it was opened or closed; 0 when it never was."""
+    @property
+    def at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def until(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it closes by itself; absent where only an operator closes it."""
+
+    def __init__(
+        self,
+        *,
+        open: builtins.bool = ...,
+        reason: Global___Breaker.Reason.ValueType = ...,
+        missing: builtins.int = ...,
+        known: builtins.int = ...,
+        by: builtins.str = ...,
+        at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        until: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        revision: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["at", b"at", "until", b"until"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["at", b"at", "by", b"by", "known", b"known", "missing", b"missing", "open", b"open", "reason", b"reason", "revision", b"revision", "until", b"until"]) -> None: ...
+
+Global___Breaker: typing_extensions.TypeAlias = Breaker
 
 @typing.final
 class ListAgentsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class LabelsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    STATES_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    @property
+    def states(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___Agent.State.ValueType]:
+        """Only agents in one of these states; where none is named, those that are alive, draining or suspect."""
+
+    @property
+    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Only agents that have all of these labels; an empty value stands for any."""
+
     def __init__(
         self,
+        *,
+        states: collections.abc.Iterable[Global___Agent.State.ValueType] | None = ...,
+        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["labels", b"labels", "states", b"states"]) -> None: ...
 
 Global___ListAgentsRequest: typing_extensions.TypeAlias = ListAgentsRequest
 
@@ -657,12 +816,86 @@ class GetAgentResponse(google.protobuf.message.Message):
 Global___GetAgentResponse: typing_extensions.TypeAlias = GetAgentResponse
 
 @typing.final
-class WatchAgentsRequest(google.protobuf.message.Message):
+class ListTombstonesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: builtins.int
+    agent: builtins.str
+    """Only those of this agent; of all where it is empty."""
+    def __init__(
+        self,
+        *,
+        agent: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent", b"agent"]) -> None: ...
+
+Global___ListTombstonesRequest: typing_extensions.TypeAlias = ListTombstonesRequest
+
+@typing.final
+class ListTombstonesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VIEW_FIELD_NUMBER: builtins.int
+    TOMBSTONES_FIELD_NUMBER: builtins.int
+    @property
+    def view(self) -> Global___View: ...
+    @property
+    def tombstones(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Tombstone]: ...
+    def __init__(
+        self,
+        *,
+        view: Global___View | None = ...,
+        tombstones: collections.abc.Iterable[Global___Tombstone] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["view", b"view"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["tombstones", b"tombstones", "view", b"view"]) -> None: ...
+
+Global___ListTombstonesResponse: typing_extensions.TypeAlias = ListTombstonesResponse
+
+@typing.final
+class GetBreakerRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
+
+Global___GetBreakerRequest: typing_extensions.TypeAlias = GetBreakerRequest
+
+@typing.final
+class GetBreakerResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VIEW_FIELD_NUMBER: builtins.int
+    BREAKER_FIELD_NUMBER: builtins.int
+    @property
+    def view(self) -> Global___View: ...
+    @property
+    def breaker(self) -> Global___Breaker: ...
+    def __init__(
+        self,
+        *,
+        view: Global___View | None = ...,
+        breaker: Global___Breaker | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["breaker", b"breaker", "view", b"view"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["breaker", b"breaker", "view", b"view"]) -> None: ...
+
+Global___GetBreakerResponse: typing_extensions.TypeAlias = GetBreakerResponse
+
+@typing.final
+class WatchAgentsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AFTER_REVISION_FIELD_NUMBER: builtins.int
+    after_revision: builtins.int
+    """The revision of the last message that the caller has seen; 0 for a caller that has seen none."""
+    def __init__(
+        self,
+        *,
+        after_revision: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after_revision", b"after_revision"]) -> None: ...
 
 Global___WatchAgentsRequest: typing_extensions.TypeAlias = WatchAgentsRequest
 
@@ -711,7 +944,9 @@ class WatchAgentsResponse(google.protobuf.message.Message):
     TOMBSTONE_FIELD_NUMBER: builtins.int
     kind: Global___WatchAgentsResponse.Kind.ValueType
     @property
-    def view(self) -> Global___View: ...
+    def view(self) -> Global___View:
+        """Its revision is that of the change, to go on after; that of the list for PRESENT and SYNCED."""
+
     @property
     def agent(self) -> Global___Agent: ...
     @property

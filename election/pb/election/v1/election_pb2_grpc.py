@@ -303,6 +303,16 @@ class AgentsStub(object):
                 request_serializer=election_dot_v1_dot_election__pb2.WatchAgentsRequest.SerializeToString,
                 response_deserializer=election_dot_v1_dot_election__pb2.WatchAgentsResponse.FromString,
                 _registered_method=True)
+        self.ListTombstones = channel.unary_unary(
+                '/election.v1.Agents/ListTombstones',
+                request_serializer=election_dot_v1_dot_election__pb2.ListTombstonesRequest.SerializeToString,
+                response_deserializer=election_dot_v1_dot_election__pb2.ListTombstonesResponse.FromString,
+                _registered_method=True)
+        self.GetBreaker = channel.unary_unary(
+                '/election.v1.Agents/GetBreaker',
+                request_serializer=election_dot_v1_dot_election__pb2.GetBreakerRequest.SerializeToString,
+                response_deserializer=election_dot_v1_dot_election__pb2.GetBreakerResponse.FromString,
+                _registered_method=True)
 
 
 class AgentsServicer(object):
@@ -310,7 +320,7 @@ class AgentsServicer(object):
     """
 
     def ListAgents(self, request, context):
-        """Lists the agents that are alive, draining or suspect, by id.
+        """Lists the agents that fit, by id; those that are alive, draining or suspect where no state is named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -324,7 +334,22 @@ class AgentsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchAgents(self, request, context):
-        """Sends every agent (PRESENT), one SYNCED, and then every change until the caller ends the call.
+        """Sends every agent (PRESENT), one SYNCED, and then every change until the caller ends the call. A caller that
+        was away gets first what was REAPED after the revision that it names, with what each of them had stored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTombstones(self, request, context):
+        """Lists the tombstones that are kept, of one agent or of all, the oldest reap first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBreaker(self, request, context):
+        """Tells whether collectors may reap at present, and why not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -347,6 +372,16 @@ def add_AgentsServicer_to_server(servicer, server):
                     servicer.WatchAgents,
                     request_deserializer=election_dot_v1_dot_election__pb2.WatchAgentsRequest.FromString,
                     response_serializer=election_dot_v1_dot_election__pb2.WatchAgentsResponse.SerializeToString,
+            ),
+            'ListTombstones': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTombstones,
+                    request_deserializer=election_dot_v1_dot_election__pb2.ListTombstonesRequest.FromString,
+                    response_serializer=election_dot_v1_dot_election__pb2.ListTombstonesResponse.SerializeToString,
+            ),
+            'GetBreaker': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBreaker,
+                    request_deserializer=election_dot_v1_dot_election__pb2.GetBreakerRequest.FromString,
+                    response_serializer=election_dot_v1_dot_election__pb2.GetBreakerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -431,6 +466,60 @@ class Agents(object):
             '/election.v1.Agents/WatchAgents',
             election_dot_v1_dot_election__pb2.WatchAgentsRequest.SerializeToString,
             election_dot_v1_dot_election__pb2.WatchAgentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTombstones(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/election.v1.Agents/ListTombstones',
+            election_dot_v1_dot_election__pb2.ListTombstonesRequest.SerializeToString,
+            election_dot_v1_dot_election__pb2.ListTombstonesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBreaker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/election.v1.Agents/GetBreaker',
+            election_dot_v1_dot_election__pb2.GetBreakerRequest.SerializeToString,
+            election_dot_v1_dot_election__pb2.GetBreakerResponse.FromString,
             options,
             channel_credentials,
             insecure,

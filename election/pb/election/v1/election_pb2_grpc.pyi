@@ -295,7 +295,39 @@ _AgentsWatchAgentsType = typing_extensions.TypeVar(
     ],
 )
 
-class AgentsStub(typing.Generic[_AgentsListAgentsType, _AgentsGetAgentType, _AgentsWatchAgentsType]):
+_AgentsListTombstonesType = typing_extensions.TypeVar(
+    '_AgentsListTombstonesType',
+    grpc.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.ListTombstonesRequest,
+        election.pb.election.v1.election_pb2.ListTombstonesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.ListTombstonesRequest,
+        election.pb.election.v1.election_pb2.ListTombstonesResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.ListTombstonesRequest,
+        election.pb.election.v1.election_pb2.ListTombstonesResponse,
+    ],
+)
+
+_AgentsGetBreakerType = typing_extensions.TypeVar(
+    '_AgentsGetBreakerType',
+    grpc.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.GetBreakerRequest,
+        election.pb.election.v1.election_pb2.GetBreakerResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.GetBreakerRequest,
+        election.pb.election.v1.election_pb2.GetBreakerResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.GetBreakerRequest,
+        election.pb.election.v1.election_pb2.GetBreakerResponse,
+    ],
+)
+
+class AgentsStub(typing.Generic[_AgentsListAgentsType, _AgentsGetAgentType, _AgentsWatchAgentsType, _AgentsListTombstonesType, _AgentsGetBreakerType]):
     """Agents: their liveness and what they stored."""
 
     @typing.overload
@@ -311,6 +343,14 @@ class AgentsStub(typing.Generic[_AgentsListAgentsType, _AgentsGetAgentType, _Age
         grpc.UnaryStreamMultiCallable[
             election.pb.election.v1.election_pb2.WatchAgentsRequest,
             election.pb.election.v1.election_pb2.WatchAgentsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            election.pb.election.v1.election_pb2.ListTombstonesRequest,
+            election.pb.election.v1.election_pb2.ListTombstonesResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            election.pb.election.v1.election_pb2.GetBreakerRequest,
+            election.pb.election.v1.election_pb2.GetBreakerResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -328,16 +368,32 @@ class AgentsStub(typing.Generic[_AgentsListAgentsType, _AgentsGetAgentType, _Age
             election.pb.election.v1.election_pb2.WatchAgentsRequest,
             election.pb.election.v1.election_pb2.WatchAgentsResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            election.pb.election.v1.election_pb2.ListTombstonesRequest,
+            election.pb.election.v1.election_pb2.ListTombstonesResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            election.pb.election.v1.election_pb2.GetBreakerRequest,
+            election.pb.election.v1.election_pb2.GetBreakerResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     ListAgents: _AgentsListAgentsType
-    """Lists the agents that are alive, draining or suspect, by id."""
+    """Lists the agents that fit, by id; those that are alive, draining or suspect where no state is named."""
 
     GetAgent: _AgentsGetAgentType
     """Gets one agent with the values of its state; NOT_FOUND when there is none and never was a tombstone."""
 
     WatchAgents: _AgentsWatchAgentsType
-    """Sends every agent (PRESENT), one SYNCED, and then every change until the caller ends the call."""
+    """Sends every agent (PRESENT), one SYNCED, and then every change until the caller ends the call. A caller that
+    was away gets first what was REAPED after the revision that it names, with what each of them had stored.
+    """
+
+    ListTombstones: _AgentsListTombstonesType
+    """Lists the tombstones that are kept, of one agent or of all, the oldest reap first."""
+
+    GetBreaker: _AgentsGetBreakerType
+    """Tells whether collectors may reap at present, and why not."""
 
 AgentsAsyncStub: typing_extensions.TypeAlias = AgentsStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -352,6 +408,14 @@ AgentsAsyncStub: typing_extensions.TypeAlias = AgentsStub[
         election.pb.election.v1.election_pb2.WatchAgentsRequest,
         election.pb.election.v1.election_pb2.WatchAgentsResponse,
     ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.ListTombstonesRequest,
+        election.pb.election.v1.election_pb2.ListTombstonesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.GetBreakerRequest,
+        election.pb.election.v1.election_pb2.GetBreakerResponse,
+    ],
 ]
 
 class AgentsServicer(metaclass=abc.ABCMeta):
@@ -363,7 +427,7 @@ class AgentsServicer(metaclass=abc.ABCMeta):
         request: election.pb.election.v1.election_pb2.ListAgentsRequest,
         context: _ServicerContext,
     ) -> typing.Union[election.pb.election.v1.election_pb2.ListAgentsResponse, collections.abc.Awaitable[election.pb.election.v1.election_pb2.ListAgentsResponse]]:
-        """Lists the agents that are alive, draining or suspect, by id."""
+        """Lists the agents that fit, by id; those that are alive, draining or suspect where no state is named."""
 
     @abc.abstractmethod
     def GetAgent(
@@ -379,6 +443,24 @@ class AgentsServicer(metaclass=abc.ABCMeta):
         request: election.pb.election.v1.election_pb2.WatchAgentsRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[election.pb.election.v1.election_pb2.WatchAgentsResponse], collections.abc.AsyncIterator[election.pb.election.v1.election_pb2.WatchAgentsResponse]]:
-        """Sends every agent (PRESENT), one SYNCED, and then every change until the caller ends the call."""
+        """Sends every agent (PRESENT), one SYNCED, and then every change until the caller ends the call. A caller that
+        was away gets first what was REAPED after the revision that it names, with what each of them had stored.
+        """
+
+    @abc.abstractmethod
+    def ListTombstones(
+        self,
+        request: election.pb.election.v1.election_pb2.ListTombstonesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[election.pb.election.v1.election_pb2.ListTombstonesResponse, collections.abc.Awaitable[election.pb.election.v1.election_pb2.ListTombstonesResponse]]:
+        """Lists the tombstones that are kept, of one agent or of all, the oldest reap first."""
+
+    @abc.abstractmethod
+    def GetBreaker(
+        self,
+        request: election.pb.election.v1.election_pb2.GetBreakerRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[election.pb.election.v1.election_pb2.GetBreakerResponse, collections.abc.Awaitable[election.pb.election.v1.election_pb2.GetBreakerResponse]]:
+        """Tells whether collectors may reap at present, and why not."""
 
 def add_AgentsServicer_to_server(servicer: AgentsServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
