@@ -37,6 +37,9 @@ ORDER = (
     "attempt",
     "candidate",
     "fencing",
+    "registration",
+    "kept",
+    "roster",
     "agents",
     "agent_control",
     "collector",
@@ -53,7 +56,7 @@ ORDER = (
 )
 """From what everything may use to what nothing may use."""
 
-ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "watch")
+ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "keepalive", "watch")
 OPTIONAL = {
     "click": {"cli"},
     "rich": {"cli", "dev"},
