@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from election.keys import range_end
 from election.pb.etcd import rpc_pb2 as rpc
 
@@ -63,6 +65,11 @@ def names(prefix: bytes, *, limit: int = 0) -> rpc.RequestOp:
     )
 
 
+def head(key: bytes) -> rpc.RequestOp:
+    """Reads what etcd knows of a key, without its value."""
+    return rpc.RequestOp(request_range=rpc.RangeRequest(key=key, keys_only=True))
+
+
 def oldest(prefix: bytes) -> rpc.RequestOp:
     """Reads the key with the prefix that was created first."""
     return rpc.RequestOp(
@@ -84,3 +91,10 @@ def delete(key: bytes) -> rpc.RequestOp:
 def delete_prefix(prefix: bytes) -> rpc.RequestOp:
     """Deletes all keys with a prefix, in one operation."""
     return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=prefix, range_end=range_end(prefix)))
+
+
+def nested(
+    compare: Sequence[rpc.Compare], success: Sequence[rpc.RequestOp], failure: Sequence[rpc.RequestOp] = ()
+) -> rpc.RequestOp:
+    """A transaction inside of one. Its comparisons look at what was before the whole."""
+    return rpc.RequestOp(request_txn=rpc.TxnRequest(compare=compare, success=success, failure=failure))
