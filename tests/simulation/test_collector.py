@@ -152,6 +152,27 @@ def test_state_that_changed_since_it_was_read_is_not_reaped_as_it_was(change: st
 
 
 @virtual
+async def test_an_agent_whose_registration_is_deleted_meanwhile_is_not_reaped_as_that_incarnation() -> None:
+    """What the tombstone says of it was there at that moment, too."""
+    here = world()
+    async with working(here) as machine, here.machine() as host, agent_on(host) as agent:
+        await agent.put("task", "x")
+        deleted = False
+
+        async def before(_: int, __: Method[Any, Any], request: Message) -> None:
+            nonlocal deleted
+            if not deleted and is_reap(request):
+                deleted = True
+                await machine.client.delete(KEYS.state("w", REGISTRATION))
+
+        machine.machine.transport.before_call = before
+        await die(host, agent)
+        await asyncio.sleep(TTL_S + GRACE_S + 3)
+        assert deleted
+        assert [tombstone.incarnation for tombstone in await tombstones(machine.client)] == [0]
+
+
+@virtual
 async def test_no_lease_is_left_behind_by_a_reap_that_etcd_refused() -> None:
     """A tombstone's lease goes with a tombstone that was not written."""
     here = world()
@@ -399,6 +420,26 @@ async def test_tombstones_share_leases_and_none_is_left_without_one() -> None:
         assert len({kv.lease for kv in kvs}) == 1
     async with here.machine() as other:
         assert {lease.ID for lease in (await other.client.leases()).leases} == {kvs[0].lease}
+
+
+@virtual
+async def test_a_collector_that_is_cancelled_while_it_reaps_takes_no_tombstone_with_it() -> None:
+    """etcd has done it, and the answer finds nobody."""
+    here = world()
+    async with here.machine() as machine:
+        await leave_state(machine.client, ["w"])
+        running = asyncio.create_task(collector_on(machine, "c").run())
+
+        async def after(_: int, __: Method[Any, Any], answer: Message) -> None:
+            if isinstance(answer, rpc.TxnResponse) and not await stored(here_too.client):
+                running.cancel()
+                await asyncio.sleep(5)
+
+        async with here.machine() as here_too:
+            machine.transport.after_call = after
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            assert len(await tombstones(here_too.client)) == 1
 
 
 @virtual
