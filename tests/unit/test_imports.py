@@ -39,6 +39,7 @@ ORDER = (
     "fencing",
     "agents",
     "agent_control",
+    "agent_restore",
     "collector",
     "store",
     "background",
