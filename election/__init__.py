@@ -97,7 +97,7 @@ __all__ = [
 ]
 
 _PARTS = (
-    "agents candidate client collector config errors highwater fencing.highwater_etcd fencing.rpc "
+    "agents candidate client collector.collector config errors highwater fencing.highwater_etcd fencing.rpc "
     "fencing.rpc_client fencing.rpc_server fencing.rpc_server_aio fencing.txn reader store term token views "
     "fencing.highwater_sqlite"  # the last one: a Python can be without sqlite3
 )

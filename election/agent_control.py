@@ -55,7 +55,6 @@ class Remains:
 class ReapAsked:
     """A request that is written, at `revision`, and stays until a collector has acted on it or its lease has ended."""
 
-    agent: str
     request: ReapRequest
     lease: int
     revision: int
@@ -124,7 +123,7 @@ async def ask_to_reap(client: EtcdClient, keyspace: Keyspace, agent: str, *, by:
     """
     for _ in range(_ATTEMPTS):
         found = await remains(client, keyspace, agent)
-        request = ReapRequest(found.incarnation, by, client.clock.wall())
+        request = ReapRequest(agent, found.incarnation, by, client.clock.wall())
         seen = found.entries[0]
         lease = (await client.lease_grant(REQUEST_TTL_S)).ID
         try:
@@ -141,7 +140,7 @@ async def ask_to_reap(client: EtcdClient, keyspace: Keyspace, agent: str, *, by:
                 await _void(client, agent, lease)
             raise
         if answer.succeeded:
-            return ReapAsked(agent, request, lease, answer.header.revision)
+            return ReapAsked(request, lease, answer.header.revision)
         await _void(client, agent, lease)
     raise EtcdError(f"the state of agent {agent!r} changes all the time: nothing was asked for")
 
@@ -156,14 +155,14 @@ async def await_reap(
     try:
         async with asyncio.timeout(timeout_s):
             # The reaping transaction deletes the request, so it is gone exactly when all is done, or it has expired.
-            while (await client.get(keyspace.reap_request(asked.agent)))[0] is not None:
+            while (await client.get(keyspace.reap_request(asked.request.agent)))[0] is not None:
                 await client.clock.sleep_s(_POLL_S)
     except TimeoutError:
         pass
     finally:
-        await _void(client, asked.agent, asked.lease)
+        await _void(client, asked.request.agent, asked.lease)
     found = []
-    for kv in (await client.list(keyspace.tombstones(asked.agent))).kvs:
+    for kv in (await client.list(keyspace.tombstones(asked.request.agent))).kvs:
         match keyspace.parse(kv.key):
             case TombstoneKey(agent, incarnation, part) if incarnation == asked.request.incarnation:
                 if kv.mod_revision > asked.revision:

@@ -355,28 +355,6 @@ class DrainMark:
         return cls(_text(data.get("by")), _time(data.get("at")))
 
 
-@dataclass(frozen=True, slots=True)
-class ReapRequest:
-    """An operator's request to reap one incarnation of an agent now; it says nothing of any other."""
-
-    incarnation: int
-    by: str
-    at: datetime | None = None
-
-    def encode(self) -> bytes:
-        """The request as stored."""
-        return json.dumps({"v": 1, "incarnation": self.incarnation, "by": self.by, "at": text_of(self.at)}).encode()
-
-    @classmethod
-    def decode(cls, value: bytes) -> ReapRequest | None:
-        """The request, or None when the value is not one, so that nothing is reaped for it."""
-        data = _decode(value)
-        incarnation = data.get("incarnation") if data is not None and data.get("v") == 1 else None
-        if data is None or type(incarnation) is not int or incarnation < 0:
-            return None
-        return cls(incarnation, _text(data.get("by")), _time(data.get("at")))
-
-
 class BreakerReason(StrEnum):
     """Why nothing is reaped at present; or, of a breaker that is closed, why it was."""
 
@@ -386,7 +364,30 @@ class BreakerReason(StrEnum):
     OPERATOR = "operator"
     UNREADABLE = "unreadable"
     RECOVERED = "recovered"
+    SETTLED = "settled"
     HOLD_ENDED = "hold_ended"
+
+
+@dataclass(frozen=True, slots=True)
+class ReapRequest:
+    """An operator's request to reap one incarnation of an agent now."""
+
+    agent: str
+    incarnation: int
+    by: str = ""
+    at: datetime | None = None
+
+    def encode(self) -> bytes:
+        """The request as stored."""
+        return json.dumps({"v": 1, "incarnation": self.incarnation, "by": self.by, "at": text_of(self.at)}).encode()
+
+    @classmethod
+    def decode(cls, agent: str, value: bytes) -> ReapRequest | None:
+        """The request, or None when the value is not one: then nobody has asked."""
+        data = _decode(value)
+        if data is None or data.get("v") != 1 or not isinstance(data.get("incarnation"), int):
+            return None
+        return cls(agent, data["incarnation"], _text(data.get("by")), _time(data.get("at")))
 
 
 @dataclass(frozen=True, slots=True)

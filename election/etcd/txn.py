@@ -68,6 +68,13 @@ def get_prefix(prefix: bytes) -> rpc.RequestOp:
     return rpc.RequestOp(request_range=rpc.RangeRequest(key=prefix, range_end=range_end(prefix)))
 
 
+def names(prefix: bytes, *, limit: int = 0) -> rpc.RequestOp:
+    """Reads the keys with the prefix without their values, the first so many; 0 for all."""
+    return rpc.RequestOp(
+        request_range=rpc.RangeRequest(key=prefix, range_end=range_end(prefix), limit=limit, keys_only=True)
+    )
+
+
 def oldest(prefix: bytes) -> rpc.RequestOp:
     """Reads the key with the prefix that was created first."""
     return rpc.RequestOp(

@@ -194,7 +194,7 @@ async def test_a_request_to_reap_names_the_incarnation_that_is_dead() -> None:
             found, _ = await client.get(KEYS.reap_request(W))
             assert found is not None
             assert (found.lease, found.mod_revision) == (asked.lease, asked.revision)
-            assert ReapRequest.decode(found.value) == asked.request
+            assert ReapRequest.decode(W, found.value) == asked.request
             assert (asked.request.incarnation, asked.request.by) == (incarnation or revision, "ann")
         assert (await client.lease_time_to_live(asked.lease)).grantedTTL == REQUEST_TTL_S
         await asyncio.sleep(REQUEST_TTL_S + 2)

@@ -655,6 +655,8 @@ class Breaker(google.protobuf.message.Message):
         """Closed: the agents are back."""
         REASON_HOLD_ENDED: Breaker._Reason.ValueType  # 7
         """Closed: it was open for as long as it may be."""
+        REASON_SETTLED: Breaker._Reason.ValueType  # 8
+        """Closed: etcd's new leader has been there for a grace."""
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
     REASON_UNSPECIFIED: Breaker.Reason.ValueType  # 0
@@ -672,6 +674,8 @@ class Breaker(google.protobuf.message.Message):
     """Closed: the agents are back."""
     REASON_HOLD_ENDED: Breaker.Reason.ValueType  # 7
     """Closed: it was open for as long as it may be."""
+    REASON_SETTLED: Breaker.Reason.ValueType  # 8
+    """Closed: etcd's new leader has been there for a grace."""
 
     OPEN_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
