@@ -48,6 +48,10 @@ class Compacted(EtcdError):
         self.compact_revision = compact_revision
 
 
+class AnswerTooLarge(EtcdError):
+    """What etcd has to answer does not fit into a message; ask for less of it at once."""
+
+
 class RolledBack(EtcdError):
     """etcd's history is shorter than what was seen of it: it was restored from a snapshot, or is another etcd."""
 

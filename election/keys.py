@@ -78,7 +78,7 @@ class DrainingKey:
     agent: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class TombstoneKey:
     """What is left of one incarnation of a reaped agent; `part` counts from 0 where it took several transactions."""
 

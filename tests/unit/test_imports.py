@@ -24,6 +24,9 @@ ORDER = (
     "etcd",
     "breaker",
     "reader",
+    "model",
+    "mirror",
+    "tombstones",
     "views",
     "leadership",
     "term",
@@ -45,8 +48,10 @@ ORDER = (
     "background",
     "blocking",
     "messages",
+    "agent_messages",
     "server",
     "told",
+    "servers",
     "client",
     "telemetry",
     "dev",
@@ -54,7 +59,7 @@ ORDER = (
 )
 """From what everything may use to what nothing may use."""
 
-ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "watch")
+ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "listing", "watch")
 OPTIONAL = {
     "click": {"cli"},
     "rich": {"cli", "dev"},
