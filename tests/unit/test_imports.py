@@ -53,6 +53,8 @@ ORDER = (
     "told",
     "servers",
     "client",
+    "keeper",
+    "supervisor",
     "telemetry",
     "dev",
     "cli",
