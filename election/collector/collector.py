@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 
 from election.candidate import Candidate
 from election.collector.events import CollectorEvent
-from election.collector.reaper import Reaper
+from election.collector.retention import Retention
 from election.collector.sweep import Sweep
 from election.config import CandidateConfig, CollectorConfig
 from election.epoch import EpochGuard
@@ -42,6 +42,7 @@ class Collector:
         self._config = config or CollectorConfig()
         self._rng = rng or random.Random()
         self._published: Published[CollectorEvent | None] = Published(None)
+        self._retention = Retention(client, self._config.retention_s)
         self._rehearsing: asyncio.Task[None] | None = None
         self.candidate = Candidate(
             client, keyspace, COLLECTOR_ELECTION, id=id, config=candidate_config, guard=guard, rng=self._rng
@@ -61,15 +62,14 @@ class Collector:
         With `once` it returns when every agent that was missing at first has been reaped, has come back or cannot be
         reaped at present, or when the breaker is open; it waits for its turn while another collector works.
         """
-        reaper = self._reaper()
 
         async def work(term: Term) -> None:
-            await self._sweep(reaper, term, once=once).run()
+            await self._sweep(term, once=once).run()
 
         try:
             await self.candidate.lead(work, once=once)
         finally:
-            await reaper.close()
+            await self._retention.release()
 
     async def rehearse(self, *, once: bool = False) -> None:
         """Tells what would be reaped (WouldReap), without standing and without writing anything, until `leave`.
@@ -80,7 +80,7 @@ class Collector:
             EtcdError: etcd cannot be used at first. Later such failures are waited out.
         """
         await self._client.get(self._keyspace.breaker)
-        rehearsing = self._rehearsing = asyncio.create_task(self._sweep(self._reaper(), None, once=once).run())
+        rehearsing = self._rehearsing = asyncio.create_task(self._sweep(None, once=once).run())
         try:
             await asyncio.wait({rehearsing})
         finally:
@@ -95,16 +95,14 @@ class Collector:
         if self._rehearsing is not None:
             self._rehearsing.cancel()
 
-    def _reaper(self) -> Reaper:
-        return Reaper(self._client, self._keyspace, self.candidate.id, self._config.retention_s)
-
-    def _sweep(self, reaper: Reaper, term: Term | None, *, once: bool) -> Sweep:
+    def _sweep(self, term: Term | None, *, once: bool) -> Sweep:
         return Sweep(
             self._client,
             self._keyspace,
             self._config,
-            reaper,
+            self._retention,
             term,
+            id=self.candidate.id,
             published=self._published,
             rng=self._rng,
             once=once,

@@ -9,11 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
+from election.collector.burial import Burial, Planner, TooMuch, packed
 from election.collector.events import CollectorEvent, Reaped, ReapFailed, WouldReap
 from election.collector.judge import Moment, Tally, accepts, judge
 from election.collector.observer import Observer
 from election.collector.pace import Pace
-from election.collector.reaper import BreakerMoved, Burial, Fate, Outcome, Reaper, Remains, packed
+from election.collector.reaper import BreakerMoved, Fate, reap
+from election.collector.remains import Remains, read, read_all, read_alone
+from election.collector.retention import Retention
 from election.collector.suspects import Suspect
 from election.config import CollectorConfig
 from election.errors import AccessDenied, Deposed, EtcdError, EtcdUnavailable, LeaseNotFound, NoSpace, NotLeader
@@ -51,9 +54,10 @@ class Sweep:
         client: EtcdClient,
         keyspace: Keyspace,
         config: CollectorConfig,
-        reaper: Reaper,
+        retention: Retention,
         term: Term | None,
         *,
+        id: str,
         published: Published[CollectorEvent | None],
         rng: random.Random,
         once: bool,
@@ -61,8 +65,9 @@ class Sweep:
         self._client = client
         self._keyspace = keyspace
         self._config = config
-        self._reaper = reaper
+        self._retention = retention
         self._term = term
+        self._planner = Planner(keyspace, id, term.token if term else Token(0, 0), config.retention_s)
         self._tell = published.set
         self._once = once
         self._observer = Observer(client, keyspace, config, published, rng)
@@ -150,7 +155,7 @@ class Sweep:
             self._raft_term = self._client.raft_term
         moment = Moment(
             now,
-            self._reaper.id,
+            self._planner.collector,
             over=now_s >= observer.breaker_over_at_s,
             settled_at=now + timedelta(seconds=self._settled_at_s - now_s) if self._settled_at_s > now_s else None,
         )
@@ -215,19 +220,15 @@ class Sweep:
         pending = dict.fromkeys(suspects)
         sent: Sequence[Burial] = ()
         try:
-            burials = []
-            for remains in await self._read(suspects):
-                match self._plan(remains):
-                    case Burial() as burial:
-                        burials.append(burial)
-                    case Outcome() as outcome:
-                        self._conclude(outcome, pending)
+            burials = [burial for each in await self._read(suspects) if (burial := await self._plan(each, pending))]
             for sent in packed(burials):
                 if self._term is None:
-                    await self._rehearse(sent, pending)
-                else:
-                    for outcome in await self._reaper.reap(self._term, sent, breaker):
-                        self._conclude(outcome, pending)
+                    continue
+                fates = await reap(
+                    self._client, self._term, self._planner, sent, retention=self._retention, breaker=breaker
+                )
+                for burial, fate in fates:
+                    self._conclude(burial, fate, pending)
         except BreakerMoved as moved:
             self._observer.heard_breaker(moved.breaker, moved.revision)
             self._later(pending, 0.0)
@@ -236,40 +237,59 @@ class Sweep:
 
     async def _read(self, suspects: Sequence[Suspect]) -> list[Remains]:
         together = [suspect for suspect in suspects if not suspect.alone]
-        found = await self._reaper.read(together) if together else []
+        found = await read(self._client, self._keyspace, together) if together else []
         if found:
             size = sum(remains.size for remains in found) / len(found)
-            fitting = int(_BATCH_BYTES / max(size, 1))
-            self._batch = min(max(fitting, 1), self._batch * 2, _LARGEST_BATCH)
-        return found + [await self._reaper.read_alone(suspect) for suspect in suspects if suspect.alone]
+            self._batch = min(max(int(_BATCH_BYTES / max(size, 1)), 1), self._batch * 2, _LARGEST_BATCH)
+        return found + [
+            await read_alone(self._client, self._keyspace, suspect) for suspect in suspects if suspect.alone
+        ]
 
-    def _plan(self, remains: Remains) -> Burial | Outcome:
-        suspect = remains.suspect
+    async def _plan(self, remains: Remains, pending: dict[Suspect, None]) -> Burial | None:
+        """The burial of a suspect that there is something to do for, and that can be done now."""
+        suspect, now = remains.suspect, self._client.clock.wall()
         if (unsure := suspect.unsure) is not None:
             suspect.unsure = None
             if TombstoneKey(unsure.agent, unsure.incarnation, unsure.part) in remains.parts:
                 self._tell(Reaped(unsure))
-        return self._reaper.bury(remains, self._term.token if self._term else Token(0, 0))
-
-    async def _rehearse(self, burials: Sequence[Burial], pending: dict[Suspect, None]) -> None:
-        for burial in burials:
-            self._tell(WouldReap(await self._reaper.whole(burial)))
-            del pending[burial.suspect]  # stays taken, until it comes back
-            self._given_up.add(burial.suspect)
-
-    def _conclude(self, outcome: Outcome, pending: dict[Suspect, None]) -> None:
-        suspect = outcome.suspect
-        del pending[suspect]
-        if outcome.tombstone is not None:
-            self._tell(Reaped(outcome.tombstone))
-        match outcome.fate:
-            case Fate.REAPED | Fate.NOTHING:
+        if self._term is None:
+            del pending[suspect]  # it stays taken
+            self._given_up.add(suspect)
+            everything = await read_all(self._client, remains) if remains.more else remains
+            self._tell(WouldReap(self._planner.tombstone(everything, everything.values, now)))
+            return None
+        try:
+            burial = self._planner.plan(remains, now)
+        except TooMuch:
+            burial = None
+            del pending[suspect]
+            suspect.alone = True
+            self._later([suspect], 0.0)
+        except EtcdError as error:
+            burial = None
+            del pending[suspect]
+            self._fail([suspect], (), error)
+        else:
+            if burial is None:
+                del pending[suspect]
                 self._observer.suspects.settle(suspect)
+        return burial
+
+    def _conclude(self, burial: Burial, fate: Fate, pending: dict[Suspect, None]) -> None:
+        suspect = burial.suspect
+        del pending[suspect]
+        match fate:
+            case Fate.REAPED:
+                self._observer.suspects.settle(suspect)
+                self._tell(Reaped(burial.tombstone))
+            case Fate.PARTED:
+                self._later([suspect], 0.0)
+                self._tell(Reaped(burial.tombstone))
+            case Fate.CHANGED:
+                suspect.alone = True
+                self._later([suspect], _SOON_S)
             case Fate.RETURNED:  # the watch will tell
                 self._later([suspect], max(self._config.grace_s, _RETRY_S))
-            case Fate.CHANGED | Fate.PARTED | Fate.TOO_MUCH:
-                suspect.alone = True
-                self._later([suspect], _SOON_S if outcome.fate is Fate.CHANGED else 0.0)
 
     def _fail(self, pending: Iterable[Suspect], sent: Sequence[Burial], error: EtcdError) -> None:
         suspects = list(pending)
