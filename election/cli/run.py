@@ -228,7 +228,7 @@ def agents_join(settings: Settings, id: str, ttl: int, address: str, labels: dic
                 async for registration in registrations:
                     if registration is None:
                         print_event(settings.json, "lost", id=id, incarnation=seen)
-                    elif registration.incarnation != seen:
+                    else:
                         seen, lease = registration.incarnation, registration.lease
                         print_event(settings.json, "joined", id=id, incarnation=seen, lease=lease)
         finally:
