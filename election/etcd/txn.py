@@ -18,8 +18,13 @@ def absent(key: bytes) -> rpc.Compare:
     return created_at(key, 0)
 
 
+def present(key: bytes) -> rpc.Compare:
+    """Holds when the key exists."""
+    return rpc.Compare(result=rpc.Compare.GREATER, target=rpc.Compare.CREATE, key=key, create_revision=0)
+
+
 def modified_at(key: bytes, revision: int) -> rpc.Compare:
-    """Holds when the key's last change was at this revision."""
+    """Holds when the key's last change was at this revision; 0 stands for a key that is absent."""
     return rpc.Compare(result=rpc.Compare.EQUAL, target=rpc.Compare.MOD, key=key, mod_revision=revision)
 
 
@@ -46,6 +51,11 @@ def none_older(prefix: bytes, revision: int) -> rpc.Compare:
         range_end=range_end(prefix),
         create_revision=revision - 1,
     )
+
+
+def get_prefix(prefix: bytes) -> rpc.RequestOp:
+    """Reads all keys with a prefix, by name."""
+    return rpc.RequestOp(request_range=rpc.RangeRequest(key=prefix, range_end=range_end(prefix)))
 
 
 def put(key: bytes, value: bytes, *, lease: int = 0, keep_lease: bool = False) -> rpc.RequestOp:
