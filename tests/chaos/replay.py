@@ -85,6 +85,15 @@ class Step:
         """The agents whose state or liveness changed."""
         return sorted({key.agent for key, _ in self.parsed if isinstance(key, AliveKey | StateKey)})
 
+    @property
+    def written_s(self) -> float:
+        """When agents wrote what is in this revision, by themselves: a time before it. 0 when they did not.
+
+        What comes later in etcd's order comes later in time, too.
+        """
+        written = (object_of(each.after.value) for key, each in self.parsed if isinstance(key, StateKey) and each.after)
+        return max((at_s for value in written if isinstance(at_s := value.get("at_s"), float)), default=0.0)
+
     def states(self, agent: str) -> dict[str, Change]:
         """The changes of an agent's state."""
         return {key.key: each for key, each in self.parsed if isinstance(key, StateKey) and key.agent == agent}
@@ -103,11 +112,22 @@ class Step:
 
 def replay(history: History) -> Iterator[tuple[World, Step]]:
     """Each revision with the world as it was right before it; the world goes on when the next one is asked for."""
-    keyspace = Keyspace(history.settings.namespace)
-    world = World(keyspace)
+    world = World(Keyspace(history.settings.namespace))
     for revision in history.revisions:
-        yield world, Step(revision, tuple((keyspace.parse(change.key), change) for change in revision.changes))
+        yield world, _step(world, revision)
         world.step(revision)
+
+
+def outcomes(history: History) -> Iterator[tuple[Step, World]]:
+    """Each revision with the world as it is right after it."""
+    world = World(Keyspace(history.settings.namespace))
+    for revision in history.revisions:
+        world.step(revision)
+        yield _step(world, revision), world
+
+
+def _step(world: World, revision: Revision) -> Step:
+    return Step(revision, tuple((world.keyspace.parse(change.key), change) for change in revision.changes))
 
 
 def object_of(value: bytes) -> dict[str, Any]:
