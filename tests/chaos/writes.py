@@ -15,6 +15,8 @@ from tests.chaos.violation import Violation
 
 STRANGER = "stranger"
 """Who writes the values that the drill puts by hand."""
+EVICTS = "evicts"
+"""The fact that the liveness key of an incarnation is deleted by hand."""
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Writes:
         said = self.history.said
         self._deletes = Counter((each.agent, each.incarnation, each.key) for each in said if each.what == "deletes")
         self._leaves = {(each.process, each.incarnation) for each in said if each.what == "leaves"}
-        self._evictions = {each.more["revision"] for each in self.history.facts if each.what == "evicted"}
+        self._evicted = {(each.who, each.more["incarnation"]) for each in self.history.facts if each.what == EVICTS}
 
     def judge(self, world: World, step: Step) -> Iterator[Violation]:
         """The violations of one revision."""
@@ -87,8 +89,6 @@ class Writes:
         if liveness is not None and liveness.before is not None and _ends(liveness):
             incarnation = agent, liveness.before.created
             self._gone_at_s[incarnation] = step.revision.seen_at_s
-            if step.number in self._evictions:
-                self._evicted.add(incarnation)
 
     def beliefs(self) -> Iterator[Violation]:
         """What processes took themselves for, and what they were told, that etcd contradicts.
