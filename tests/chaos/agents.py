@@ -9,57 +9,52 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import click
 
 from election.errors import ElectionError
 from tests.chaos.checker import check
-from tests.chaos.drill import Drill, DrillFailed, running
+from tests.chaos.faults import Faults
 from tests.chaos.history import History, Settings
-from tests.chaos.plan import plan
+from tests.chaos.plan import COLLECTORS, plan
 from tests.chaos.report import Report, print_report
+from tests.chaos.system import DrillFailed, running
 
 TTL_S, GRACE_S = 3, 2
 AGENTS = 30
+COLLECT_OPTIONS: tuple[str, ...] = ()
 QUIET_EVERY = 50
 
 
 async def drill(folder: Path, settings: Settings, *, rounds: int, agents: int, quiet_every: int) -> Report:
     """Runs one drill, with its history in the folder, and judges it."""
+    names = [f"w{number}" for number in range(1, agents + 1)]
     actions = plan(
         seed=settings.seed,
         rounds=rounds,
-        agents=agents,
+        agents=names,
         quiet_every=quiet_every,
         ttl_s=settings.ttl_s,
         grace_s=settings.grace_s,
     )
     began_s = time.monotonic()
+    done: Counter[str] = Counter()
     async with running(folder, settings, COLLECT_OPTIONS) as system:
-        await _populate(system, agents)
-        await system.run(actions, _tell)
+        await system.populate(names, collectors=COLLECTORS)
+        faults = Faults(system)
+        for action in actions:
+            await asyncio.sleep(action.wait_s)
+            await faults.do(action)
+            if action.round:
+                done[action.what] += 1
+            if action.what == "quiet":
+                _tell(f"{done.total()} rounds of {rounds}; etcd is at revision {system.observer.revision}")
         await system.end()
-        done, version = system.done, system.cluster.version
+        version = system.cluster.version
     history = History.load(folder)
     return Report.of(history, check(history), done=done, etcd=version, took_s=time.monotonic() - began_s)
-
-
-COLLECT_OPTIONS: tuple[str, ...] = ()
-
-
-async def _populate(system: Drill, agents: int) -> None:
-    """Two collectors and all agents; returns when all are alive."""
-    for _ in range(2):
-        system.start_collector()
-    alive = system.keyspace.alive_prefix
-    for number in range(1, agents + 1):
-        name = f"w{number}"
-        system.agents[name] = system.start_agent(name, keep_state=number % 2 == 0)
-        await asyncio.sleep(0.05)
-    await system.until(
-        lambda: sum(key.startswith(alive) for key in system.observer.stored) == agents, 60, "not all agents are alive"
-    )
 
 
 def _tell(text: str) -> None:

@@ -62,7 +62,7 @@ class Revision:
     def encode(self) -> str:
         """The line of it."""
         rows = [[_text(each.key), _row(each.before), _row(each.after)] for each in self.changes]
-        return json.dumps([self.number, round(self.seen_at_s, 4), rows], separators=(",", ":"))
+        return json.dumps([self.number, self.seen_at_s, rows], separators=(",", ":"))
 
     @classmethod
     def decode(cls, line: str) -> Revision:

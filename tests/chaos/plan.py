@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-_GAP_S = (0.15, 0.55)
+_GAP_S = (0.1, 0.45)
 _PHASE = 25
 """After so many rounds it may change whether etcd and the collectors are hurt as well, or agents alone."""
-_STORMS = 0.6
-_COLLECTORS = (1, 3)
+_STORMS = 0.65
+COLLECTORS = 2
+"""How many run at first."""
+_MOST_COLLECTORS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +28,11 @@ class Action:
     more: dict[str, Any] = field(default_factory=dict)
 
 
-def plan(*, seed: int, rounds: int, agents: int, quiet_every: int, ttl_s: float, grace_s: float) -> list[Action]:
+def plan(
+    *, seed: int, rounds: int, agents: Sequence[str], quiet_every: int, ttl_s: float, grace_s: float
+) -> list[Action]:
     """All actions of a drill, with a quiet time after every `quiet_every` rounds and at the end."""
-    planner = _Planner(random.Random(seed), [f"w{n}" for n in range(1, agents + 1)], ttl_s, grace_s)
+    planner = _Planner(random.Random(seed), list(agents), ttl_s, grace_s)
     actions: list[Action] = []
     for number in range(1, rounds + 1):
         actions += planner.round(number)
@@ -43,8 +47,8 @@ class _Planner:
     def __init__(self, rng: random.Random, agents: list[str], ttl_s: float, grace_s: float) -> None:
         self._rng = rng
         self._ttl_s, self._grace_s = ttl_s, grace_s
-        self._up, self._down, self._paused = list(agents), list[str](), list[str]()
-        self._collectors = 2
+        self._up, self._down, self._paused = agents, list[str](), list[str]()
+        self._collectors = COLLECTORS
         self._etcd_is_well = True
         self._storm = False
         self._now_s = 0.0
@@ -69,7 +73,7 @@ class _Planner:
     def quiet(self) -> Iterator[Action]:
         """Undoes what is still to be undone, and waits until the bounds can be checked."""
         yield from self._due(float("inf"))
-        yield Action(0, 0, "quiet", "", {"collectors": self._collectors})
+        yield Action(0, 0, "quiet")
         self._collectors = max(self._collectors, 1)
 
     def _due(self, until_s: float) -> Iterator[Action]:
@@ -104,16 +108,16 @@ class _Planner:
             "compact": (3, self._nobody),
         }
         if self._storm:
-            least, most = _COLLECTORS
+            some = self._collectors > 0
             faults |= {
-                "collector start": (6 * (self._collectors < most), self._collector_start),
-                "collector kill": (4 * (self._collectors >= least), self._collector_gone),
-                "collector leave": (3 * (self._collectors >= least), self._collector_gone),
-                "collector pause": (4 * (self._collectors >= least), self._collector_pause),
-                "move etcd leader": (4 * self._etcd_is_well, self._nobody),
-                "member kill": (4 * self._etcd_is_well, self._member_down),
-                "member pause": (2 * self._etcd_is_well, self._member_paused),
-                "quorum loss": (1.5 * self._etcd_is_well, self._quorum_lost),
+                "collector start": (9 * (self._collectors < _MOST_COLLECTORS), self._collector_start),
+                "collector kill": (7 * (some), self._collector_gone),
+                "collector leave": (4 * (some), self._collector_gone),
+                "collector pause": (6 * (some), self._collector_pause),
+                "move etcd leader": (7 * self._etcd_is_well, self._nobody),
+                "member kill": (7 * self._etcd_is_well, self._member_down),
+                "member pause": (3 * self._etcd_is_well, self._member_paused),
+                "quorum loss": (3 * self._etcd_is_well, self._quorum_lost),
             }
         return faults
 
