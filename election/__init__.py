@@ -15,7 +15,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 if TYPE_CHECKING:
     from election.agents import Agent
     from election.candidate import Candidate
-    from election.client import Client, ServerUnavailable, dial
+    from election.client import Client, dial
     from election.collector import Collector
     from election.config import AgentConfig, CandidateConfig, CollectorConfig, EtcdConfig, TlsConfig
     from election.errors import (
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from election.fencing.txn import fenced_delete, fenced_put, fenced_txn, guard
     from election.highwater import FileHighWater, MemoryHighWater
     from election.reader import Reader
+    from election.remote import ServerUnavailable
     from election.store import Store, connect
     from election.term import Loss, Term
     from election.token import Token
@@ -97,8 +98,8 @@ __all__ = [
 ]
 
 _PARTS = (
-    "agents candidate client collector config errors highwater fencing.highwater_etcd fencing.rpc "
-    "fencing.rpc_client fencing.rpc_server fencing.rpc_server_aio fencing.txn reader store term token views "
+    "agents candidate client collector.collector config errors highwater fencing.highwater_etcd fencing.rpc "
+    "fencing.rpc_client fencing.rpc_server fencing.rpc_server_aio fencing.txn reader remote store term token views "
     "fencing.highwater_sqlite"  # the last one: a Python can be without sqlite3
 )
 

@@ -48,6 +48,10 @@ class Compacted(EtcdError):
         self.compact_revision = compact_revision
 
 
+class AnswerTooLarge(EtcdError):
+    """What etcd has to answer does not fit into a message; ask for less of it at once."""
+
+
 class RolledBack(EtcdError):
     """etcd's history is shorter than what was seen of it: it was restored from a snapshot, or is another etcd."""
 
@@ -99,6 +103,22 @@ class AgentLost(ElectionError):
 
 class AgentExists(ElectionError):
     """Another live process holds this agent id."""
+
+
+class AgentUnknown(ElectionError):
+    """There is nothing of this agent that what was asked for could be done with."""
+
+
+class AgentAlive(ElectionError):
+    """The agent is alive, and what was asked for is done to dead ones alone."""
+
+
+class StateExists(ElectionError):
+    """An agent has state that would have been overwritten, which nobody has asked for. `keys` are its names."""
+
+    def __init__(self, message: str, *, keys: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 class ViewStale(ElectionError):

@@ -7,11 +7,12 @@ Names have no slash, so that no name is a prefix folder of another: etcd's elect
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from election.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_KEY_NAME = re.compile(_NAME.pattern.encode())
 COLLECTOR_ELECTION = "_collector"
 """The election of the collectors; users cannot take the name, since theirs start with a letter or digit."""
 
@@ -32,6 +33,11 @@ def check_name(kind: str, name: str) -> str:
             "starting with a letter or digit"
         )
     return name
+
+
+def is_name(name: bytes) -> bool:
+    """Whether the last part of a key is a name of ours."""
+    return _KEY_NAME.fullmatch(name) is not None
 
 
 def range_end(prefix: bytes) -> bytes:
@@ -78,7 +84,7 @@ class DrainingKey:
     agent: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class TombstoneKey:
     """What is left of one incarnation of a reaped agent; `part` counts from 0 where it took several transactions."""
 
@@ -111,14 +117,12 @@ class Keyspace:
     """
 
     namespace: str
+    root: bytes = field(init=False, repr=False, compare=False)
+    """The prefix of everything in this namespace."""
 
     def __post_init__(self) -> None:
         check_name("namespace", self.namespace)
-
-    @property
-    def root(self) -> bytes:
-        """The prefix of everything in this namespace."""
-        return f"/election/{self.namespace}/".encode()
+        object.__setattr__(self, "root", f"/election/{self.namespace}/".encode())
 
     @property
     def campaigns(self) -> bytes:

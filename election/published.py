@@ -11,8 +11,12 @@ from election.errors import ElectionError
 
 T = TypeVar("T")
 
-QUEUE_LIMIT = 10_000
-"""How many values a reader may lag behind before it is cut off."""
+QUEUE_LIMIT = 100_000
+"""How many values a reader may lag behind before it is cut off.
+
+When 10,000 agents lose their leases at once and come back, each has some four events. A reader that is busy meanwhile
+has to get through all of them; one that has hung holds on to some 100 MB before it is let go.
+"""
 
 
 class TooSlow(ElectionError):

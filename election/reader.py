@@ -5,18 +5,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import zip_longest
 from typing import Generic, Protocol, TypeVar
 
-from election.records import Agent, AgentState, Breaker, Candidate, Election, Labels, Leader, StateEntry, Tombstone
+from election.records import (
+    Agent,
+    AgentRecord,
+    AgentState,
+    Breaker,
+    Candidate,
+    Election,
+    Labels,
+    Leader,
+    StateEntry,
+    Tombstone,
+)
 from election.token import Token
 
 MAX_AGE_S = 10.0
 """A view that has not heard from etcd for this long answers nothing any more."""
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +85,15 @@ class AgentEventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AgentEvent:
-    """A change of an agent. `agent` is None exactly with SYNCED, `tombstone` is there exactly with REAPED."""
+    """A change of an agent. `agent` is None exactly with SYNCED, `tombstone` is there exactly with REAPED.
+
+    Once it has been told, the watch has told every change up to `source.revision`: a watch can go on after that. Of
+    several changes in one revision only the last one completes it.
+
+    A state that is collected in parts is told as one REAPED for each; the agent is SUSPECT in all but the last one,
+    where that is known. A tombstone without a `reaped_at` stands for one that is not there: the agent left and left
+    nothing behind, or the retention of its tombstone is over.
+    """
 
     kind: AgentEventKind
     agent: Agent | None
@@ -95,6 +116,10 @@ class AgentFilter:
         return agent.state in self.states and all(
             name in agent.labels and value in ("", agent.labels[name]) for name, value in self.labels.items()
         )
+
+
+NOT_REAPED = AgentFilter()
+"""All agents of which there is more than a tombstone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +153,7 @@ class Reader(Protocol):
         """Whether the token is that of the present leader, read from etcd and not from memory."""
         ...
 
-    async def agents(self, chosen: AgentFilter = AgentFilter()) -> Answer[tuple[Agent, ...]]:
+    async def agents(self, chosen: AgentFilter = NOT_REAPED) -> Answer[tuple[Agent, ...]]:
         """The agents that fit, by id; those that are alive, draining or suspect where nothing else is asked for."""
         ...
 
@@ -140,7 +165,8 @@ class Reader(Protocol):
         """Every agent (PRESENT), one SYNCED, and then every change.
 
         With `after`, the revision of an event that was seen before, the REAPED events that came later are told first:
-        those of every tombstone that is still kept.
+        those of every tombstone that is still kept, all of them with 0. Raises RolledBack for one that etcd has not
+        come to, and ViewStale for one that this reader has not come to.
         """
         ...
 
@@ -151,6 +177,41 @@ class Reader(Protocol):
     async def breaker(self) -> Answer[Breaker]:
         """Whether collectors may reap at present, read from etcd."""
         ...
+
+
+def complete_up_to(told: Iterable[tuple[int, Item]]) -> Iterator[tuple[int, Item]]:
+    """For each thing that is told of a revision, the revision that is complete once it has been told."""
+    rows = list(told)
+    following = [revision for revision, _ in rows[1:]]
+    for (revision, item), later in zip_longest(rows, following):
+        yield (revision - 1 if later == revision else revision), item
+
+
+def reaped_event(tombstone: Tombstone, before: Agent | None, after: Agent | None, source: Source) -> AgentEvent:
+    """What is told of a tombstone, given what the agent was before it was put, if that is known, and is after."""
+    record = tombstone.agent_record
+    if record is None and before is not None and before.incarnation == tombstone.incarnation:
+        record = AgentRecord(before.id, before.address, before.labels, before.registered_at)
+    more = after is not None and after.state is AgentState.SUSPECT and after.incarnation == tombstone.incarnation
+    agent = Agent(
+        id=tombstone.agent,
+        state=AgentState.SUSPECT if more else AgentState.REAPED,
+        incarnation=tombstone.incarnation,
+        address=record.address if record else "",
+        labels=record.labels if record else {},
+        registered_at=record.registered_at if record else None,
+        state_keys=tuple(sorted(entry.key for entry in tombstone.collected)),
+    )
+    return AgentEvent(AgentEventKind.REAPED, agent, source, tombstone)
+
+
+def vanished_event(before: Agent, source: Source) -> AgentEvent:
+    """What is told of an agent that is not there any more, and has no tombstone."""
+    record = AgentRecord(before.id, before.address, before.labels, before.registered_at)
+    tombstone = Tombstone(
+        before.id, before.incarnation, reaped_at=None, collector="", token=Token(0, 0), agent_record=record
+    )
+    return reaped_event(tombstone, None, None, source)
 
 
 def leader_change(before: Leader | None, after: Leader | None) -> LeaderEventKind:

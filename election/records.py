@@ -25,6 +25,8 @@ STATE_LIMIT = 64 * 1024
 
 Labels = Mapping[str, str]
 
+_COMPACT = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
 
 @dataclass(frozen=True, slots=True)
 class CandidateRecord:
@@ -218,8 +220,8 @@ class AgentRecord:
     left_at: datetime | None = None
     incarnation: int = 0
 
-    def encode(self) -> bytes:
-        """The record as stored; raises RecordTooLarge above CANDIDATE_LIMIT."""
+    def document(self) -> dict[str, Any]:
+        """The record as a JSON object."""
         data: dict[str, Any] = {
             "id": self.id,
             "address": self.address,
@@ -230,7 +232,11 @@ class AgentRecord:
             data["left_at"] = text_of(self.left_at)
         if self.incarnation:
             data["incarnation"] = self.incarnation
-        return _encode("agent record", CANDIDATE_LIMIT, data)
+        return data
+
+    def encode(self) -> bytes:
+        """The record as stored; raises RecordTooLarge above CANDIDATE_LIMIT."""
+        return _encode("agent record", CANDIDATE_LIMIT, self.document())
 
     @classmethod
     def decode(cls, agent: str, value: bytes) -> AgentRecord:
@@ -316,8 +322,8 @@ class Tombstone:
             "collected": [_entry_to_json(entry) for entry in self.collected],
         }
         if self.agent_record is not None:
-            data["agent"] = json.loads(self.agent_record.encode())
-        return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
+            data["agent"] = self.agent_record.document()
+        return _COMPACT.encode(data).encode("utf-8", "surrogatepass")
 
     @classmethod
     def decode(cls, agent: str, incarnation: int, value: bytes, *, part: int = 0) -> Tombstone:
@@ -337,6 +343,24 @@ class Tombstone:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class DrainMark:
+    """Who asked that an agent takes nothing new, and when."""
+
+    by: str
+    at: datetime | None = None
+
+    def encode(self) -> bytes:
+        """The mark as stored."""
+        return json.dumps({"v": 1, "by": self.by, "at": text_of(self.at)}).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> DrainMark:
+        """The mark; an empty one when the value is not ours: the agent drains all the same."""
+        data = _decode(value) or {}
+        return cls(_text(data.get("by")), _time(data.get("at")))
+
+
 class BreakerReason(StrEnum):
     """Why nothing is reaped at present; or, of a breaker that is closed, why it was."""
 
@@ -346,7 +370,30 @@ class BreakerReason(StrEnum):
     OPERATOR = "operator"
     UNREADABLE = "unreadable"
     RECOVERED = "recovered"
+    SETTLED = "settled"
     HOLD_ENDED = "hold_ended"
+
+
+@dataclass(frozen=True, slots=True)
+class ReapRequest:
+    """An operator's request to reap one incarnation of an agent now."""
+
+    agent: str
+    incarnation: int
+    by: str = ""
+    at: datetime | None = None
+
+    def encode(self) -> bytes:
+        """The request as stored."""
+        return json.dumps({"v": 1, "incarnation": self.incarnation, "by": self.by, "at": text_of(self.at)}).encode()
+
+    @classmethod
+    def decode(cls, agent: str, value: bytes) -> ReapRequest | None:
+        """The request, or None when the value is not one: then nobody has asked."""
+        data = _decode(value)
+        if data is None or data.get("v") != 1 or not isinstance(data.get("incarnation"), int):
+            return None
+        return cls(agent, data["incarnation"], _text(data.get("by")), _time(data.get("at")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -467,14 +514,20 @@ def _time(value: object) -> datetime | None:
 
 
 def _entry_to_json(entry: StateEntry) -> dict[str, Any]:
-    encoded = base64.b64encode(entry.value).decode()
+    if (text := _as_text(entry.value)) is not None:
+        return {"key": entry.key, "value": text, "mod_revision": entry.mod_revision}
+    return {"key": entry.key, "base64": base64.b64encode(entry.value).decode(), "mod_revision": entry.mod_revision}
+
+
+def _as_text(value: bytes) -> str | None:
+    """A value as text, if it is text and JSON does not make it longer than base64 would."""
     try:
-        text = entry.value.decode()
-        if len(json.dumps(text, ensure_ascii=False).encode()) <= len(encoded) + 2:
-            return {"key": entry.key, "value": text, "mod_revision": entry.mod_revision}
+        text = value.decode()
     except UnicodeDecodeError:
-        pass
-    return {"key": entry.key, "base64": encoded, "mod_revision": entry.mod_revision}
+        return None
+    if text.isprintable() and '"' not in text and "\\" not in text:
+        return text
+    return text if len(_COMPACT.encode(text).encode()) <= (len(value) + 2) // 3 * 4 + 2 else None
 
 
 def _entries_from_json(rows: list[Any]) -> Iterable[StateEntry]:

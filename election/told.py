@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from election.reader import AgentEvent, AgentEventKind, LeaderEvent, Source, agent_change, leader_change
-from election.records import Agent, AgentState, Tombstone
-from election.token import Token
+from election.reader import AgentEvent, AgentEventKind, LeaderEvent, Source, agent_change, leader_change, vanished_event
+from election.records import Agent, AgentState
 
 
 @dataclass(slots=True)
@@ -31,17 +30,27 @@ class ToldLeader:
 
 @dataclass(slots=True)
 class ToldAgents:
-    """What a watch of agents has told so far; a new stream's list is compared with it."""
+    """What a watch of agents has told so far: a new stream goes on after it, and its list is compared with it."""
+
+    after: int | None = None
+    """The revision after which a new stream is to go on; None where what was reaped before is of no interest."""
 
     source: Source | None = None
+    is_synced: bool = False
     known: dict[str, Agent] = field(default_factory=dict)
-    # Those reaped at the revision told last; a stream that begins in the middle of it tells them again.
-    reaped: set[tuple[str, int]] = field(default_factory=set)
+    # The tombstones that were told since `after`: of a revision that was not completed, they come again.
+    reaped: set[tuple[str, int, int]] = field(default_factory=set)
     listed: dict[str, Agent] = field(default_factory=dict)
 
     def begin(self) -> None:
         """A new stream begins; a list that the one before did not finish is void."""
         self.listed = {}
+
+    def forget_revisions(self) -> bool:
+        """Etcd's history was set back: what is told next is compared only. False when nothing was told so far."""
+        self.source = self.after = None
+        self.reaped = set()
+        return self.is_synced
 
     def news(self, event: AgentEvent) -> list[AgentEvent]:
         """The events to tell for one that arrived."""
@@ -52,40 +61,49 @@ class ToldAgents:
         if event.kind is AgentEventKind.PRESENT:
             self.listed[event.agent.id] = event.agent
             return []
-        return [event] if self._is_new(event, event.agent) else []
+        if self._is_behind(event.source):
+            return []
+        if event.kind is AgentEventKind.REAPED:
+            is_new = self._is_new_reap(event, event.agent)
+        else:
+            is_new = self.known.get(event.agent.id) != event.agent
+            self.known[event.agent.id] = event.agent
+            self._advance(event.source)
+        return [event] if is_new else []
 
     def _synced(self, event: AgentEvent) -> list[AgentEvent]:
-        if self.source is None:
-            self.source, self.known = event.source, self.listed
-            present = [AgentEvent(AgentEventKind.PRESENT, agent, event.source) for agent in self.listed.values()]
-            return [*present, event]
-        if _is_behind(event.source, self.source):
+        if self._is_behind(event.source):
             return []
         before, self.known = self.known, self.listed
         self._advance(event.source)
+        if not self.is_synced:
+            self.is_synced = True
+            return [*(AgentEvent(AgentEventKind.PRESENT, agent, event.source) for agent in self.known.values()), event]
         changes = (
             _change(before.get(name), self.known.get(name), event.source)
             for name in sorted(before.keys() | self.known.keys())
         )
         return [change for change in changes if change is not None]
 
-    def _is_new(self, event: AgentEvent, agent: Agent) -> bool:
-        if self.source is not None and _is_behind(event.source, self.source):
-            return False
+    def _is_new_reap(self, event: AgentEvent, agent: Agent) -> bool:
+        key = (agent.id, agent.incarnation, event.tombstone.part if event.tombstone else 0)
+        is_new = key not in self.reaped
         self._advance(event.source)
-        if event.kind is AgentEventKind.REAPED:
-            again = (agent.id, agent.incarnation) in self.reaped
-            self.reaped.add((agent.id, agent.incarnation))
-            self.known.pop(agent.id, None)
-            return not again
-        again = self.known.get(agent.id) == agent
-        self.known[agent.id] = agent
-        return not again
+        self.reaped.add(key)
+        known = self.known.get(agent.id)
+        if agent.state is AgentState.SUSPECT:  # more parts follow
+            self.known[agent.id] = agent
+        elif known is not None and known.incarnation <= agent.incarnation:
+            del self.known[agent.id]
+        return is_new
 
     def _advance(self, source: Source) -> None:
-        if self.source is None or source.revision != self.source.revision:
+        if source.revision != self.after:
             self.reaped = set()
-        self.source = source
+        self.source, self.after = source, source.revision
+
+    def _is_behind(self, source: Source) -> bool:
+        return self.source is not None and _is_behind(source, self.source)
 
 
 def _is_behind(source: Source, told: Source) -> bool:
@@ -98,12 +116,8 @@ def _is_later_term(event: LeaderEvent, told: LeaderEvent) -> bool:
 
 
 def _change(before: Agent | None, after: Agent | None, source: Source) -> AgentEvent | None:
-    """What became of an agent between two lists, as one event; of a reap that was missed, no more is known."""
+    """What became of an agent between two lists, as one event."""
     kind = agent_change(before, after)
-    if kind is None:
-        return None
-    if kind is not AgentEventKind.REAPED:
-        return AgentEvent(kind, after, source)
-    assert before is not None
-    unknown = Tombstone(before.id, before.incarnation, reaped_at=None, collector="", token=Token(0, 0))
-    return AgentEvent(kind, replace(before, state=AgentState.REAPED, lease=0), source, unknown)
+    if kind is AgentEventKind.REAPED and before is not None:
+        return vanished_event(before, source)
+    return None if kind is None else AgentEvent(kind, after, source)

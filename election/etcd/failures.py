@@ -12,7 +12,15 @@ from enum import Enum
 
 from grpc import StatusCode
 
-from election.errors import AccessDenied, Compacted, EtcdError, EtcdUnavailable, LeaseNotFound, NoSpace
+from election.errors import (
+    AccessDenied,
+    AnswerTooLarge,
+    Compacted,
+    EtcdError,
+    EtcdUnavailable,
+    LeaseNotFound,
+    NoSpace,
+)
 from election.etcd.transport import RpcFailed
 from election.keys import namespace_root
 
@@ -107,6 +115,8 @@ def error_from(failure: RpcFailed, asked: Asked, *, wrote: bool) -> EtcdError:
         return LeaseNotFound("etcd does not know the lease: it has expired or was revoked")
     if "required revision has been compacted" in text:
         return Compacted("etcd has compacted the revision asked for", compact_revision=0)
+    if "message larger than max" in text:  # gRPC's own words, from this end of the call
+        return AnswerTooLarge(f"the answer of etcd at {member} is too large: {_reason(text)}")
     if "database space exceeded" in text:
         return NoSpace(
             f"etcd at {member} is full (NOSPACE alarm): nothing can be written or elected until somebody compacts "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from election.keys import range_end
 from election.pb.etcd import rpc_pb2 as rpc
 
@@ -16,8 +18,13 @@ def absent(key: bytes) -> rpc.Compare:
     return created_at(key, 0)
 
 
+def present(key: bytes) -> rpc.Compare:
+    """Holds when the key exists."""
+    return rpc.Compare(result=rpc.Compare.GREATER, target=rpc.Compare.CREATE, key=key, create_revision=0)
+
+
 def modified_at(key: bytes, revision: int) -> rpc.Compare:
-    """Holds when the key's last change was at this revision."""
+    """Holds when the key's last change was at this revision; 0 stands for a key that is absent."""
     return rpc.Compare(result=rpc.Compare.EQUAL, target=rpc.Compare.MOD, key=key, mod_revision=revision)
 
 
@@ -56,6 +63,18 @@ def get(key: bytes) -> rpc.RequestOp:
     return rpc.RequestOp(request_range=rpc.RangeRequest(key=key))
 
 
+def get_prefix(prefix: bytes) -> rpc.RequestOp:
+    """Reads all keys with a prefix, by name."""
+    return rpc.RequestOp(request_range=rpc.RangeRequest(key=prefix, range_end=range_end(prefix)))
+
+
+def names(prefix: bytes, *, limit: int = 0) -> rpc.RequestOp:
+    """Reads the keys with the prefix without their values, the first so many; 0 for all."""
+    return rpc.RequestOp(
+        request_range=rpc.RangeRequest(key=prefix, range_end=range_end(prefix), limit=limit, keys_only=True)
+    )
+
+
 def oldest(prefix: bytes) -> rpc.RequestOp:
     """Reads the key with the prefix that was created first."""
     return rpc.RequestOp(
@@ -77,3 +96,10 @@ def delete(key: bytes) -> rpc.RequestOp:
 def delete_prefix(prefix: bytes) -> rpc.RequestOp:
     """Deletes all keys with a prefix, in one operation."""
     return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=prefix, range_end=range_end(prefix)))
+
+
+def nested(
+    compare: Sequence[rpc.Compare], success: Sequence[rpc.RequestOp], failure: Sequence[rpc.RequestOp] = ()
+) -> rpc.RequestOp:
+    """A transaction as a part of another one. All comparisons are made before anything is done."""
+    return rpc.RequestOp(request_txn=rpc.TxnRequest(compare=compare, success=success, failure=failure))

@@ -18,6 +18,7 @@ from election.backoff import Backoff
 from election.errors import AccessDenied, Compacted, EtcdError, EtcdUnavailable, RolledBack
 from election.etcd import methods
 from election.etcd.client import EtcdClient
+from election.etcd.listing import list_all
 from election.etcd.transport import RpcFailed, Stream
 from election.keys import range_end
 from election.pb.etcd import kv_pb2 as kv
@@ -54,8 +55,11 @@ class Changes:
 class Heard:
     """The watch is alive: everything that had happened when this was sent has been delivered.
 
-    It carries no revision: etcd before 3.4.25 and 3.5.8 could send one that was ahead of the events (#15220).
+    `revision` is where etcd said it was. A watch must not resume there, since etcd before 3.4.25 and 3.5.8 could send
+    one that was ahead of the events (#15220).
     """
+
+    revision: int
 
 
 async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGenerator[Snapshot | Changes | Heard]:
@@ -71,8 +75,8 @@ async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGe
     begun = False
     while True:
         try:
-            listed = await client.list(prefix)
-        except EtcdUnavailable:
+            listed = await list_all(client, prefix)
+        except (EtcdUnavailable, Compacted):
             if not begun:
                 raise
             await client.clock.sleep_s(backoff.next_s())
@@ -157,7 +161,7 @@ async def _read(
                 yield Changes(fragments[-1].kv.mod_revision, tuple(fragments))
                 fragments = []
             elif not answer.events:
-                yield Heard()
+                yield Heard(answer.header.revision)
 
 
 async def _answers(

@@ -18,8 +18,8 @@ from election.config import is_loopback
 from election.errors import ConfigError, ElectionError
 from election.messages import status_of
 from election.pb.election.v1 import election_pb2_grpc as services
-from election.reader import Reader, Source
-from election.server.agents import AgentsServicer
+from election.reader import Source
+from election.server.agents import AgentsServicer, PagedReader
 from election.server.calls import Calls
 from election.server.elections import ElectionsServicer
 from election.server.health import Health
@@ -45,7 +45,7 @@ _OPTIONS = (
 )
 
 
-class FreshReader(Reader, Protocol):
+class FreshReader(PagedReader, Protocol):
     """A Reader that can say how fresh it is, as `View` does."""
 
     def source(self) -> Source:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +12,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from election.clock import Clock
 from election.errors import ElectionError
 from election.reader import MAX_AGE_S, Answer
-from election.records import Agent, AgentState, Election
+from election.records import AgentState, Election
 
 logger = logging.getLogger("election")
 
@@ -24,14 +23,14 @@ _SHOWN_STATES = (AgentState.ALIVE, AgentState.DRAINING, AgentState.SUSPECT)
 
 
 class Showing(Protocol):
-    """What is read of a view, or of any other Reader."""
+    """What is read of a view."""
 
     async def elections(self) -> Answer[tuple[Election, ...]]:
         """The elections that somebody stands for."""
         ...
 
-    async def agents(self) -> Answer[tuple[Agent, ...]]:
-        """The agents that are not reaped."""
+    async def agents_by_state(self) -> Answer[Mapping[AgentState, int]]:
+        """How many agents there are; read each second, it must not cost more with more of them."""
         ...
 
 
@@ -40,7 +39,6 @@ class _Seen:
     """What the view showed when it had heard from etcd last; the clock is that of this process."""
 
     heard_at_s: float
-    revision: int
     agents: Mapping[AgentState, int]
     elections: tuple[Election, ...]
 
@@ -90,11 +88,8 @@ class Fleet:
         answer = await view.elections()
         rows = {row.name: row for row in answer.value}
         shown = tuple(rows.get(name, Election(name, 0, None)) for name in elections or rows)
-        if self._seen and self._seen.revision == answer.source.revision:
-            agents = self._seen.agents  # nothing was written, and a fleet can be large
-        else:
-            agents = Counter(agent.state for agent in (await view.agents()).value)
-        return _Seen(self._clock.now_s() - answer.source.age_s, answer.source.revision, agents, shown)
+        agents = (await view.agents_by_state()).value
+        return _Seen(self._clock.now_s() - answer.source.age_s, agents, shown)
 
     def _count_changes(self, before: _Seen, after: _Seen) -> None:
         tokens = {election.name: election.leader.token for election in before.elections if election.leader}

@@ -20,7 +20,7 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc  # type: ignore[import-untyped]
 
-from election.client import Client, ServerUnavailable, dial
+from election.client import Client, dial
 from election.collector import Collector
 from election.config import AgentConfig, CollectorConfig, TlsConfig
 from election.dev.etcd import EtcdCluster
@@ -28,8 +28,29 @@ from election.errors import ConfigError, ElectionError, EtcdUnavailable, ViewSta
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
 from election.published import TooSlow
-from election.reader import AgentEvent, AgentEventKind, Answer, LeaderEvent, LeaderEventKind, Source, TokenCheck
-from election.records import Agent, AgentState, Candidate, CandidateRecord, Election, Leader, StateEntry, Tombstone
+from election.reader import (
+    NOT_REAPED,
+    AgentEvent,
+    AgentEventKind,
+    AgentFilter,
+    Answer,
+    LeaderEvent,
+    LeaderEventKind,
+    Source,
+    TokenCheck,
+)
+from election.records import (
+    Agent,
+    AgentState,
+    Breaker,
+    Candidate,
+    CandidateRecord,
+    Election,
+    Leader,
+    StateEntry,
+    Tombstone,
+)
+from election.remote import ServerUnavailable
 from election.server.serving import GrpcServer
 from election.store import Store, connect
 from election.term import Term
@@ -603,6 +624,7 @@ class ScriptedReader:
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     watches: int = 0
+    afters: list[int | None] = field(default_factory=list)
 
     def source(self) -> Source:
         return Source(1, 2, 0.0)
@@ -623,7 +645,7 @@ class ScriptedReader:
     async def check_token(self, election: str, token: Token) -> Answer[TokenCheck]:
         return Answer(TokenCheck(current=False, leader=None), self.source())
 
-    async def agents(self) -> Answer[tuple[Agent, ...]]:
+    async def agents(self, chosen: AgentFilter = NOT_REAPED) -> Answer[tuple[Agent, ...]]:
         return Answer((), self.source())
 
     async def agent(self, id: str) -> Answer[tuple[Agent, tuple[StateEntry, ...]] | None]:
@@ -634,7 +656,17 @@ class ScriptedReader:
             assert isinstance(event, LeaderEvent)
             yield event
 
-    async def watch_agents(self) -> AsyncGenerator[AgentEvent]:
+    async def tombstones(self, agent: str | None = None) -> Answer[tuple[Tombstone, ...]]:
+        return Answer((), self.source())
+
+    async def tombstone_pages(self, agent: str | None = None) -> AsyncGenerator[Answer[tuple[Tombstone, ...]]]:
+        yield Answer((), self.source())
+
+    async def breaker(self) -> Answer[Breaker]:
+        return Answer(Breaker(), self.source())
+
+    async def watch_agents(self, *, after: int | None = None) -> AsyncGenerator[AgentEvent]:
+        self.afters.append(after)
         async for event in self._play():
             assert isinstance(event, AgentEvent)
             yield event
@@ -769,7 +801,7 @@ async def test_a_first_list_that_breaks_off_is_told_once() -> None:
 
 async def test_a_watch_that_cannot_go_on_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """It raises ServerUnavailable rather than be silent for longer than a view may be old."""
-    monkeypatch.setattr("election.client.MAX_AGE_S", 0.3)
+    monkeypatch.setattr("election.remote.MAX_AGE_S", 0.3)
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(AsyncExitStack())
         server = await running.enter_async_context(GrpcServer(ScriptedReader(iter([[vacated(1)]])), port=0))

@@ -18,7 +18,7 @@ from election.errors import AgentExists, AgentLost, EtcdError
 from election.etcd.client import EtcdClient
 from election.etcd.methods import TXN, Method, Req, Resp
 from election.etcd.transport import Metadata, Stream
-from election.keys import COLLECTOR_ELECTION, REGISTRATION
+from election.keys import COLLECTOR_ELECTION, REGISTRATION, TombstoneKey
 from election.pb.etcd import rpc_pb2 as rpc
 from election.records import Tombstone
 from tests.fake.clock import virtual
@@ -77,8 +77,12 @@ async def stored(client: EtcdClient, id: str = "w") -> dict[str, bytes]:
 
 
 async def tombstones(client: EtcdClient, id: str = "w") -> list[Tombstone]:
-    kvs = (await client.list(KEYS.tombstones(id))).kvs
-    return [Tombstone.decode(id, int(kv.key.rpartition(b"/")[2]), kv.value) for kv in kvs]
+    found = []
+    for kv in (await client.list(KEYS.tombstones(id))).kvs:
+        key = KEYS.parse(kv.key)
+        assert isinstance(key, TombstoneKey)
+        found.append(Tombstone.decode(id, key.incarnation, kv.value, part=key.part))
+    return found
 
 
 @virtual
@@ -126,7 +130,7 @@ Meanwhile = Callable[[EtcdClient], Awaitable[object]]
 
 async def reap_while(here: World, meanwhile: Meanwhile) -> tuple[dict[str, bytes], list[Tombstone]]:
     """Lets an agent die, and does something just before etcd gets the first transaction that would reap it."""
-    async with collecting(here) as (machine, _), here.machine() as other:
+    async with collecting(here, reconcile_s=1.0) as (machine, _), here.machine() as other:
         await other.client.put(KEYS.state("w", "a"), b"1")
         await other.client.put(KEYS.state("w", "b"), b"2")
         done = False
@@ -138,7 +142,7 @@ async def reap_while(here: World, meanwhile: Meanwhile) -> tuple[dict[str, bytes
                 await meanwhile(other.client)
 
         machine.transport.before_call = before
-        await asyncio.sleep(GRACE_S + 1)
+        await asyncio.sleep(GRACE_S + 2)
         assert done
         return await stored(other.client), await tombstones(other.client)
 
@@ -202,7 +206,7 @@ async def test_no_lease_is_left_behind_by_a_reap_that_etcd_refused() -> None:
 async def test_a_reap_whose_answer_was_lost_is_told_once_and_keeps_its_tombstone() -> None:
     """It is resolved by reading back."""
     here = world()
-    async with collecting(here) as (machine, told), here.machine() as other:
+    async with collecting(here, reconcile_s=1.0) as (machine, told), here.machine() as other:
         await other.client.put(KEYS.state("w", "a"), b"1")
 
         async def lose(_: int, method: Method[Any, Any], answer: Message) -> None:
@@ -221,9 +225,9 @@ async def test_a_reap_whose_answer_was_lost_is_told_once_and_keeps_its_tombstone
 async def test_state_without_a_registration_is_collected_after_the_same_grace() -> None:
     """Somebody stored it and never lived; its incarnation is 0."""
     here = world()
-    async with collecting(here) as (machine, _):
+    async with collecting(here, reconcile_s=1.0) as (machine, _):
         await machine.client.put(KEYS.state("ghost", "a"), b"1")
-        await asyncio.sleep(GRACE_S + 1)
+        await asyncio.sleep(GRACE_S + 2)
         assert await stored(machine.client, "ghost") == {}
         assert [tombstone.incarnation for tombstone in await tombstones(machine.client, "ghost")] == [0]
 
@@ -265,15 +269,35 @@ async def test_an_event_that_never_came_is_made_up_for_by_the_next_reconcile() -
 
 
 @virtual
-async def test_a_state_that_does_not_fit_into_one_transaction_stays_and_is_reported() -> None:
-    """Better too much kept than something lost."""
+async def test_a_state_too_large_for_one_transaction_is_collected_in_parts() -> None:
+    """Each key is in one tombstone, and the last part ends the agent."""
     here = world()
-    async with collecting(here) as (machine, told):
-        for number in range(24):
-            await machine.client.put(KEYS.state("w", f"k{number}"), b"x" * 60_000)
-        await asyncio.sleep(GRACE_S + 1)
-        assert len(await stored(machine.client)) == 24
-        assert any(isinstance(event, ReapFailed) and "its state stays" in event.error for event in told)
+    async with collecting(here) as (machine, told), here.machine() as host, agent_on(host) as agent:
+        for number in range(30):
+            await agent.put(f"k{number:02}", b"x" * 60_000)
+        for number in range(150):
+            await agent.put(f"small-{number}", b"y")
+        incarnation = agent.incarnation
+        await die(host, agent)
+        await asyncio.sleep(TTL_S + GRACE_S + 5)
+        assert await stored(machine.client) == {}
+        parts = await tombstones(machine.client)
+        assert [(part.incarnation, part.part) for part in parts] == [(incarnation, n) for n in range(len(parts))]
+        names = [entry.key for part in parts for entry in part.collected]
+        assert len(names) == len(set(names)) == 180
+        assert [event.tombstone for event in told if isinstance(event, Reaped)] == parts
+
+
+@virtual
+async def test_a_value_too_large_for_a_tombstone_stays_and_is_reported() -> None:
+    """Better too much kept than something lost; the rest of the state is collected."""
+    here = world()
+    async with collecting(here, reconcile_s=1.0) as (machine, told):
+        await machine.client.put(KEYS.state("w", "big"), b"x" * 1_000_000)
+        await machine.client.put(KEYS.state("w", "small"), b"x")
+        await asyncio.sleep(GRACE_S + 3)
+        assert list(await stored(machine.client)) == ["big"]
+        assert any(isinstance(event, ReapFailed) and "too large" in event.error for event in told)
 
 
 @pytest.mark.parametrize("value", [b"\x01" * 60_000, "\u4e2d".encode() * 20_000, b"\xff" * 60_000])
@@ -283,7 +307,7 @@ def test_a_state_of_360_kb_is_collected_whatever_is_in_it(value: bytes) -> None:
     @virtual
     async def run() -> None:
         here = world()
-        async with collecting(here) as (machine, _):
+        async with collecting(here, reconcile_s=1.0) as (machine, _):
             for number in range(6):
                 await machine.client.put(KEYS.state("w", f"k{number}"), value)
             await asyncio.sleep(GRACE_S + 1)

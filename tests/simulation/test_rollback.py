@@ -7,13 +7,13 @@ import random
 
 import pytest
 
+from election import published
 from election.candidate import Candidate
 from election.epoch import EpochGuard, raise_epoch, read_epoch
 from election.errors import EtcdError, RolledBack
 from election.leadership import Campaigning, Leading
 from election.pb.etcd import election_pb2 as el
 from election.pb.etcd import rpc_pb2 as rpc
-from election.published import QUEUE_LIMIT
 from election.token import Token
 from tests.fake.clock import virtual
 from tests.fake.etcd import Snapshot
@@ -258,8 +258,9 @@ async def test_a_history_that_was_set_back_and_has_caught_up_unseen_keeps_nobody
 
 
 @virtual
-async def test_a_state_folder_that_hangs_does_not_end_the_term() -> None:
+async def test_a_state_folder_that_hangs_does_not_end_the_term(monkeypatch: pytest.MonkeyPatch) -> None:
     """However much the queue changes meanwhile."""
+    monkeypatch.setattr(published, "QUEUE_LIMIT", 1_000)
     here = world()
     goes_on = asyncio.Event()
 
@@ -276,7 +277,7 @@ async def test_a_state_folder_that_hangs_does_not_end_the_term() -> None:
         while not candidate.is_leader:
             await asyncio.sleep(0.01)
         key = KEYS.campaign(ELECTION) + b"another"
-        for _ in range(QUEUE_LIMIT // 2 + 100):
+        for _ in range(published.QUEUE_LIMIT // 2 + 100):
             await other.client.put(key, b"")
             await other.client.delete(key)
         goes_on.set()

@@ -24,6 +24,9 @@ ORDER = (
     "etcd",
     "breaker",
     "reader",
+    "model",
+    "mirror",
+    "tombstones",
     "views",
     "leadership",
     "term",
@@ -39,21 +42,27 @@ ORDER = (
     "fencing",
     "agents",
     "agent_control",
+    "agent_restore",
     "collector",
     "store",
     "background",
     "blocking",
+    "wire",
     "messages",
+    "agent_messages",
     "server",
     "told",
+    "remote",
     "client",
+    "keeper",
+    "supervisor",
     "telemetry",
     "dev",
     "cli",
 )
 """From what everything may use to what nothing may use."""
 
-ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "watch")
+ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "listing", "watch")
 OPTIONAL = {
     "click": {"cli"},
     "rich": {"cli", "dev"},

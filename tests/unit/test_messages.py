@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -11,7 +12,7 @@ from grpc import StatusCode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from election import messages
+from election import agent_messages, messages
 from election.errors import (
     AccessDenied,
     AgentExists,
@@ -25,16 +26,19 @@ from election.errors import (
     NoSpace,
     NotLeader,
     RecordTooLarge,
+    RolledBack,
     ViewStale,
 )
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.etcd.kv_pb2 import KeyValue
 from election.published import TooSlow
-from election.reader import AgentEvent, AgentEventKind, LeaderEvent, LeaderEventKind, Source
+from election.reader import AgentEvent, AgentEventKind, AgentFilter, LeaderEvent, LeaderEventKind, Source
 from election.records import (
     Agent,
     AgentRecord,
     AgentState,
+    Breaker,
+    BreakerReason,
     Candidate,
     Election,
     Leader,
@@ -105,6 +109,30 @@ tombstones = st.builds(
     collector=texts,
     token=tokens,
     collected=st.lists(entries, max_size=3).map(tuple),
+    part=st.integers(0, 2**31 - 1),
+    keep_until=times,
+)
+records = st.builds(
+    AgentRecord,
+    id=st.just(""),
+    address=texts,
+    labels=labels,
+    registered_at=st.datetimes(timezones=st.just(UTC)),
+    left_at=times,
+)
+breakers = st.builds(
+    Breaker,
+    open=st.booleans(),
+    reason=st.none() | st.sampled_from(BreakerReason),
+    missing=st.integers(0, 2**31 - 1),
+    known=st.integers(0, 2**31 - 1),
+    by=texts,
+    at=times,
+    until=times,
+    revision=revisions,
+)
+filters = st.builds(
+    AgentFilter, states=st.frozensets(st.sampled_from(AgentState), min_size=1), labels=st.dictionaries(texts, texts)
 )
 
 
@@ -141,19 +169,41 @@ def test_an_election_arrives_as_it_was(election: Election) -> None:
 @given(agents)
 def test_an_agent_arrives_as_it_was(agent: Agent) -> None:
     """In each of its states."""
-    assert messages.agent_from(messages.agent_message(agent)) == agent
+    assert agent_messages.agent_from(agent_messages.agent_message(agent)) == agent
 
 
 @given(entries)
 def test_a_state_entry_arrives_as_it_was(entry: StateEntry) -> None:
     """Its value is bytes and stays bytes."""
-    assert messages.entry_from(messages.entry_message(entry)) == entry
+    assert agent_messages.entry_from(agent_messages.entry_message(entry)) == entry
 
 
-@given(tombstones)
-def test_a_tombstone_arrives_as_it_was(tombstone: Tombstone) -> None:
-    """With everything that was collected."""
-    assert messages.tombstone_from(messages.tombstone_message(tombstone)) == tombstone
+@given(tombstones, st.none() | records)
+def test_a_tombstone_arrives_as_it_was(tombstone: Tombstone, record: AgentRecord | None) -> None:
+    """With everything that was collected, and with what the agent said of itself, if it did."""
+    tombstone = replace(tombstone, agent_record=record and replace(record, id=tombstone.agent))
+    assert agent_messages.tombstone_from(agent_messages.tombstone_message(tombstone)) == tombstone
+
+
+@given(breakers)
+def test_a_breaker_arrives_as_it_was(breaker: Breaker) -> None:
+    """For each reason, and for none."""
+    assert agent_messages.breaker_from(agent_messages.breaker_message(breaker)) == breaker
+
+
+@given(filters)
+def test_a_filter_arrives_as_it_was(chosen: AgentFilter) -> None:
+    """One that names no state stands for all agents that are not reaped."""
+    assert agent_messages.filter_from(agent_messages.filter_message(chosen)) == chosen
+    everybody = agent_messages.filter_from(pb.ListAgentsRequest(labels=chosen.labels))
+    assert everybody == AgentFilter(labels=chosen.labels)
+
+
+@pytest.mark.parametrize("state", [0, 9])
+def test_a_state_that_nobody_knows_cannot_be_asked_for(state: int) -> None:
+    """It says which there are."""
+    with pytest.raises(ConfigError, match=rf"agent state {state} is not known here: the states are 1 \(alive\), 2 "):
+        agent_messages.filter_from(pb.ListAgentsRequest(states=[state]))  # type: ignore[list-item]
 
 
 @given(st.builds(LeaderEvent, kind=st.sampled_from(LeaderEventKind), leader=st.none() | leaders, source=sources))
@@ -173,7 +223,7 @@ def test_a_leader_event_arrives_as_it_was(event: LeaderEvent) -> None:
 )
 def test_an_agent_event_arrives_as_it_was(event: AgentEvent) -> None:
     """Each kind, with an agent and a tombstone or without."""
-    assert messages.agent_event_from(messages.agent_event_message(event)) == event
+    assert agent_messages.agent_event_from(agent_messages.agent_event_message(event)) == event
 
 
 anything = st.recursive(
@@ -213,8 +263,8 @@ def test_whatever_a_stored_record_holds_can_be_sent(
     known = Agent("a", AgentState.ALIVE, number, 7, agent.address, agent.labels, agent.registered_at, (id,))
     messages.candidate_message(candidate).SerializeToString()
     messages.leader_message(leader).SerializeToString()
-    messages.agent_message(known).SerializeToString()
-    messages.tombstone_message(Tombstone.decode("a", number, value)).SerializeToString()
+    agent_messages.agent_message(known).SerializeToString()
+    agent_messages.tombstone_message(Tombstone.decode("a", number, value)).SerializeToString()
 
 
 def test_what_a_message_cannot_hold_becomes_the_nearest_thing() -> None:
@@ -239,8 +289,9 @@ def test_a_timestamp_outside_of_the_calendar_is_left_out() -> None:
     "read",
     [
         lambda: messages.leader_event_from(pb.WatchLeaderResponse(kind=99)),  # type: ignore[arg-type]
-        lambda: messages.agent_event_from(pb.WatchAgentsResponse()),
-        lambda: messages.agent_from(pb.Agent(id="a")),
+        lambda: agent_messages.agent_event_from(pb.WatchAgentsResponse()),
+        lambda: agent_messages.agent_from(pb.Agent(id="a")),
+        lambda: agent_messages.breaker_from(pb.Breaker(reason=99)),  # type: ignore[arg-type]
     ],
 )
 def test_a_kind_from_a_newer_server_is_an_error_of_ours(read: Any) -> None:
@@ -261,6 +312,7 @@ STATUSES = [
     (Deposed("x"), StatusCode.FAILED_PRECONDITION),
     (NotLeader("x", reason=LossReason.EXPIRED), StatusCode.FAILED_PRECONDITION),
     (NoSpace("x"), StatusCode.FAILED_PRECONDITION),
+    (RolledBack("x"), StatusCode.OUT_OF_RANGE),
     (EtcdError("x"), StatusCode.INTERNAL),
     (ElectionError("x"), StatusCode.INTERNAL),
 ]
@@ -283,6 +335,7 @@ def test_a_status_text_is_one_line() -> None:
         (StatusCode.INVALID_ARGUMENT, ConfigError),
         (StatusCode.UNAVAILABLE, ViewStale),
         (StatusCode.RESOURCE_EXHAUSTED, TooSlow),
+        (StatusCode.OUT_OF_RANGE, RolledBack),
         (StatusCode.PERMISSION_DENIED, AccessDenied),
         (StatusCode.UNAUTHENTICATED, AccessDenied),
         (StatusCode.ALREADY_EXISTS, AgentExists),

@@ -655,6 +655,8 @@ class Breaker(google.protobuf.message.Message):
         """Closed: the agents are back."""
         REASON_HOLD_ENDED: Breaker._Reason.ValueType  # 7
         """Closed: it was open for as long as it may be."""
+        REASON_SETTLED: Breaker._Reason.ValueType  # 8
+        """Closed: etcd's new leader has been there for a grace."""
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
     REASON_UNSPECIFIED: Breaker.Reason.ValueType  # 0
@@ -672,6 +674,8 @@ class Breaker(google.protobuf.message.Message):
     """Closed: the agents are back."""
     REASON_HOLD_ENDED: Breaker.Reason.ValueType  # 7
     """Closed: it was open for as long as it may be."""
+    REASON_SETTLED: Breaker.Reason.ValueType  # 8
+    """Closed: etcd's new leader has been there for a grace."""
 
     OPEN_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
@@ -838,7 +842,9 @@ class ListTombstonesResponse(google.protobuf.message.Message):
     VIEW_FIELD_NUMBER: builtins.int
     TOMBSTONES_FIELD_NUMBER: builtins.int
     @property
-    def view(self) -> Global___View: ...
+    def view(self) -> Global___View:
+        """The same in all messages."""
+
     @property
     def tombstones(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Tombstone]: ...
     def __init__(
@@ -889,13 +895,17 @@ class WatchAgentsRequest(google.protobuf.message.Message):
 
     AFTER_REVISION_FIELD_NUMBER: builtins.int
     after_revision: builtins.int
-    """The revision of the last message that the caller has seen; 0 for a caller that has seen none."""
+    """The revision of the last message that the caller has seen; 0 for every tombstone that is kept. Absent: nothing
+    of what was reaped before.
+    """
     def __init__(
         self,
         *,
-        after_revision: builtins.int = ...,
+        after_revision: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["after_revision", b"after_revision"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_after_revision", b"_after_revision", "after_revision", b"after_revision"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_after_revision", b"_after_revision", "after_revision", b"after_revision"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_after_revision", b"_after_revision"]) -> typing.Literal["after_revision"] | None: ...
 
 Global___WatchAgentsRequest: typing_extensions.TypeAlias = WatchAgentsRequest
 
@@ -921,7 +931,10 @@ class WatchAgentsResponse(google.protobuf.message.Message):
         KIND_RECOVERED: WatchAgentsResponse._Kind.ValueType  # 6
         """It came back before it was reaped."""
         KIND_REAPED: WatchAgentsResponse._Kind.ValueType  # 7
-        """Its state was collected: `tombstone` holds what it had."""
+        """Its state was collected: `tombstone` holds what it had. State that was too large for one transaction makes
+        several of these, one for each part. A tombstone without `reaped_at` stands for one that is not there: the
+        agent left and left nothing behind, or the retention of its tombstone is over.
+        """
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: WatchAgentsResponse.Kind.ValueType  # 0
@@ -936,7 +949,10 @@ class WatchAgentsResponse(google.protobuf.message.Message):
     KIND_RECOVERED: WatchAgentsResponse.Kind.ValueType  # 6
     """It came back before it was reaped."""
     KIND_REAPED: WatchAgentsResponse.Kind.ValueType  # 7
-    """Its state was collected: `tombstone` holds what it had."""
+    """Its state was collected: `tombstone` holds what it had. State that was too large for one transaction makes
+    several of these, one for each part. A tombstone without `reaped_at` stands for one that is not there: the
+    agent left and left nothing behind, or the retention of its tombstone is over.
+    """
 
     VIEW_FIELD_NUMBER: builtins.int
     KIND_FIELD_NUMBER: builtins.int
@@ -945,7 +961,10 @@ class WatchAgentsResponse(google.protobuf.message.Message):
     kind: Global___WatchAgentsResponse.Kind.ValueType
     @property
     def view(self) -> Global___View:
-        """Its revision is that of the change, to go on after; that of the list for PRESENT and SYNCED."""
+        """Everything up to its revision has been sent with this message: a caller that has handled it goes on after that.
+        It is the revision of the change, or one less where more of the same revision follows; that of the list for
+        PRESENT and SYNCED.
+        """
 
     @property
     def agent(self) -> Global___Agent: ...

@@ -303,7 +303,7 @@ class AgentsStub(object):
                 request_serializer=election_dot_v1_dot_election__pb2.WatchAgentsRequest.SerializeToString,
                 response_deserializer=election_dot_v1_dot_election__pb2.WatchAgentsResponse.FromString,
                 _registered_method=True)
-        self.ListTombstones = channel.unary_unary(
+        self.ListTombstones = channel.unary_stream(
                 '/election.v1.Agents/ListTombstones',
                 request_serializer=election_dot_v1_dot_election__pb2.ListTombstonesRequest.SerializeToString,
                 response_deserializer=election_dot_v1_dot_election__pb2.ListTombstonesResponse.FromString,
@@ -336,13 +336,16 @@ class AgentsServicer(object):
     def WatchAgents(self, request, context):
         """Sends every agent (PRESENT), one SYNCED, and then every change until the caller ends the call. A caller that
         was away gets first what was REAPED after the revision that it names, with what each of them had stored.
+        OUT_OF_RANGE when etcd has not come to that revision: its history was set back. RESOURCE_EXHAUSTED when the
+        caller lags too far behind. After that, and after any other end, it can go on where it was.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTombstones(self, request, context):
-        """Lists the tombstones that are kept, of one agent or of all, the oldest reap first.
+        """Lists the tombstones that are kept, of one agent or of all, the oldest reap first. They come in one message or
+        more, none of which has more than 2 MiB. It asks etcd, never the server's memory.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -373,7 +376,7 @@ def add_AgentsServicer_to_server(servicer, server):
                     request_deserializer=election_dot_v1_dot_election__pb2.WatchAgentsRequest.FromString,
                     response_serializer=election_dot_v1_dot_election__pb2.WatchAgentsResponse.SerializeToString,
             ),
-            'ListTombstones': grpc.unary_unary_rpc_method_handler(
+            'ListTombstones': grpc.unary_stream_rpc_method_handler(
                     servicer.ListTombstones,
                     request_deserializer=election_dot_v1_dot_election__pb2.ListTombstonesRequest.FromString,
                     response_serializer=election_dot_v1_dot_election__pb2.ListTombstonesResponse.SerializeToString,
@@ -487,7 +490,7 @@ class Agents(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/election.v1.Agents/ListTombstones',

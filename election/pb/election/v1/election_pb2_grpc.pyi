@@ -297,15 +297,15 @@ _AgentsWatchAgentsType = typing_extensions.TypeVar(
 
 _AgentsListTombstonesType = typing_extensions.TypeVar(
     '_AgentsListTombstonesType',
-    grpc.UnaryUnaryMultiCallable[
+    grpc.UnaryStreamMultiCallable[
         election.pb.election.v1.election_pb2.ListTombstonesRequest,
         election.pb.election.v1.election_pb2.ListTombstonesResponse,
     ],
-    grpc.aio.UnaryUnaryMultiCallable[
+    grpc.aio.UnaryStreamMultiCallable[
         election.pb.election.v1.election_pb2.ListTombstonesRequest,
         election.pb.election.v1.election_pb2.ListTombstonesResponse,
     ],
-    default=grpc.UnaryUnaryMultiCallable[
+    default=grpc.UnaryStreamMultiCallable[
         election.pb.election.v1.election_pb2.ListTombstonesRequest,
         election.pb.election.v1.election_pb2.ListTombstonesResponse,
     ],
@@ -344,7 +344,7 @@ class AgentsStub(typing.Generic[_AgentsListAgentsType, _AgentsGetAgentType, _Age
             election.pb.election.v1.election_pb2.WatchAgentsRequest,
             election.pb.election.v1.election_pb2.WatchAgentsResponse,
         ],
-        grpc.UnaryUnaryMultiCallable[
+        grpc.UnaryStreamMultiCallable[
             election.pb.election.v1.election_pb2.ListTombstonesRequest,
             election.pb.election.v1.election_pb2.ListTombstonesResponse,
         ],
@@ -368,7 +368,7 @@ class AgentsStub(typing.Generic[_AgentsListAgentsType, _AgentsGetAgentType, _Age
             election.pb.election.v1.election_pb2.WatchAgentsRequest,
             election.pb.election.v1.election_pb2.WatchAgentsResponse,
         ],
-        grpc.aio.UnaryUnaryMultiCallable[
+        grpc.aio.UnaryStreamMultiCallable[
             election.pb.election.v1.election_pb2.ListTombstonesRequest,
             election.pb.election.v1.election_pb2.ListTombstonesResponse,
         ],
@@ -387,10 +387,14 @@ class AgentsStub(typing.Generic[_AgentsListAgentsType, _AgentsGetAgentType, _Age
     WatchAgents: _AgentsWatchAgentsType
     """Sends every agent (PRESENT), one SYNCED, and then every change until the caller ends the call. A caller that
     was away gets first what was REAPED after the revision that it names, with what each of them had stored.
+    OUT_OF_RANGE when etcd has not come to that revision: its history was set back. RESOURCE_EXHAUSTED when the
+    caller lags too far behind. After that, and after any other end, it can go on where it was.
     """
 
     ListTombstones: _AgentsListTombstonesType
-    """Lists the tombstones that are kept, of one agent or of all, the oldest reap first."""
+    """Lists the tombstones that are kept, of one agent or of all, the oldest reap first. They come in one message or
+    more, none of which has more than 2 MiB. It asks etcd, never the server's memory.
+    """
 
     GetBreaker: _AgentsGetBreakerType
     """Tells whether collectors may reap at present, and why not."""
@@ -408,7 +412,7 @@ AgentsAsyncStub: typing_extensions.TypeAlias = AgentsStub[
         election.pb.election.v1.election_pb2.WatchAgentsRequest,
         election.pb.election.v1.election_pb2.WatchAgentsResponse,
     ],
-    grpc.aio.UnaryUnaryMultiCallable[
+    grpc.aio.UnaryStreamMultiCallable[
         election.pb.election.v1.election_pb2.ListTombstonesRequest,
         election.pb.election.v1.election_pb2.ListTombstonesResponse,
     ],
@@ -445,6 +449,8 @@ class AgentsServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[election.pb.election.v1.election_pb2.WatchAgentsResponse], collections.abc.AsyncIterator[election.pb.election.v1.election_pb2.WatchAgentsResponse]]:
         """Sends every agent (PRESENT), one SYNCED, and then every change until the caller ends the call. A caller that
         was away gets first what was REAPED after the revision that it names, with what each of them had stored.
+        OUT_OF_RANGE when etcd has not come to that revision: its history was set back. RESOURCE_EXHAUSTED when the
+        caller lags too far behind. After that, and after any other end, it can go on where it was.
         """
 
     @abc.abstractmethod
@@ -452,8 +458,10 @@ class AgentsServicer(metaclass=abc.ABCMeta):
         self,
         request: election.pb.election.v1.election_pb2.ListTombstonesRequest,
         context: _ServicerContext,
-    ) -> typing.Union[election.pb.election.v1.election_pb2.ListTombstonesResponse, collections.abc.Awaitable[election.pb.election.v1.election_pb2.ListTombstonesResponse]]:
-        """Lists the tombstones that are kept, of one agent or of all, the oldest reap first."""
+    ) -> typing.Union[collections.abc.Iterator[election.pb.election.v1.election_pb2.ListTombstonesResponse], collections.abc.AsyncIterator[election.pb.election.v1.election_pb2.ListTombstonesResponse]]:
+        """Lists the tombstones that are kept, of one agent or of all, the oldest reap first. They come in one message or
+        more, none of which has more than 2 MiB. It asks etcd, never the server's memory.
+        """
 
     @abc.abstractmethod
     def GetBreaker(

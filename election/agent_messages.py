@@ -1,0 +1,179 @@
+"""The one place where agents, tombstones and the breaker become messages of `election.v1` and back."""
+
+from __future__ import annotations
+
+from election import wire
+from election.errors import ConfigError
+from election.messages import source_from, view_message
+from election.pb.election.v1 import election_pb2 as pb
+from election.reader import NOT_REAPED, AgentEvent, AgentEventKind, AgentFilter
+from election.records import Agent, AgentRecord, AgentState, Breaker, BreakerReason, StateEntry, Tombstone
+from election.token import Token
+
+_STATES = {
+    AgentState.ALIVE: pb.Agent.STATE_ALIVE,
+    AgentState.DRAINING: pb.Agent.STATE_DRAINING,
+    AgentState.SUSPECT: pb.Agent.STATE_SUSPECT,
+    AgentState.REAPED: pb.Agent.STATE_REAPED,
+}
+_AGENT_KINDS = {
+    AgentEventKind.PRESENT: pb.WatchAgentsResponse.KIND_PRESENT,
+    AgentEventKind.SYNCED: pb.WatchAgentsResponse.KIND_SYNCED,
+    AgentEventKind.JOINED: pb.WatchAgentsResponse.KIND_JOINED,
+    AgentEventKind.UPDATED: pb.WatchAgentsResponse.KIND_UPDATED,
+    AgentEventKind.STALE: pb.WatchAgentsResponse.KIND_STALE,
+    AgentEventKind.RECOVERED: pb.WatchAgentsResponse.KIND_RECOVERED,
+    AgentEventKind.REAPED: pb.WatchAgentsResponse.KIND_REAPED,
+}
+_REASONS = {reason: pb.Breaker.Reason.Value(f"REASON_{reason.name}") for reason in BreakerReason}
+
+# --- records to messages -------------------------------------------------------------------------------------
+
+
+def agent_message(agent: Agent) -> pb.Agent:
+    """An agent, without the values of its state."""
+    return pb.Agent(
+        id=agent.id,
+        state=_STATES[agent.state],
+        incarnation=wire.number(agent.incarnation, 64),
+        lease=agent.lease,
+        address=wire.text(agent.address),
+        labels=wire.labels(agent.labels),
+        registered_at=wire.timestamp(agent.registered_at),
+        state_keys=map(wire.text, agent.state_keys),
+    )
+
+
+def entry_message(entry: StateEntry) -> pb.StateEntry:
+    """One value of an agent's state."""
+    return pb.StateEntry(key=wire.text(entry.key), value=entry.value, mod_revision=wire.number(entry.mod_revision, 64))
+
+
+def tombstone_message(tombstone: Tombstone) -> pb.Tombstone:
+    """What is left of a reaped agent."""
+    record = tombstone.agent_record or AgentRecord(tombstone.agent)
+    return pb.Tombstone(
+        agent=tombstone.agent,
+        incarnation=wire.number(tombstone.incarnation, 64),
+        reaped_at=wire.timestamp(tombstone.reaped_at),
+        collector=wire.text(tombstone.collector),
+        token=int(tombstone.token),
+        collected=map(entry_message, tombstone.collected),
+        part=wire.number(tombstone.part, 32),
+        keep_until=wire.timestamp(tombstone.keep_until),
+        address=wire.text(record.address),
+        labels=wire.labels(record.labels),
+        registered_at=wire.timestamp(record.registered_at),
+        left_at=wire.timestamp(record.left_at),
+    )
+
+
+def breaker_message(breaker: Breaker) -> pb.Breaker:
+    """Whether collectors may reap."""
+    return pb.Breaker(
+        open=breaker.open,
+        reason=_REASONS[breaker.reason] if breaker.reason else pb.Breaker.REASON_UNSPECIFIED,
+        missing=wire.number(breaker.missing, 32),
+        known=wire.number(breaker.known, 32),
+        by=wire.text(breaker.by),
+        at=wire.timestamp(breaker.at),
+        until=wire.timestamp(breaker.until),
+        revision=breaker.revision,
+    )
+
+
+def filter_message(chosen: AgentFilter) -> pb.ListAgentsRequest:
+    """Which agents to list; raises ConfigError for labels that cannot be sent."""
+    try:
+        return pb.ListAgentsRequest(states=[_STATES[state] for state in chosen.states], labels=chosen.labels)
+    except ValueError as error:  # text that is not Unicode
+        raise ConfigError(f"this cannot be asked: {error}") from None
+
+
+def agent_event_message(event: AgentEvent) -> pb.WatchAgentsResponse:
+    """One message of WatchAgents."""
+    return pb.WatchAgentsResponse(
+        view=view_message(event.source),
+        kind=_AGENT_KINDS[event.kind],
+        agent=agent_message(event.agent) if event.agent else None,
+        tombstone=tombstone_message(event.tombstone) if event.tombstone else None,
+    )
+
+
+# --- messages to records -------------------------------------------------------------------------------------
+
+
+def agent_from(message: pb.Agent) -> Agent:
+    """An agent; raises ElectionError for a state that this version does not know."""
+    return Agent(
+        id=message.id,
+        state=wire.known(_STATES, message.state, "agent state"),
+        incarnation=message.incarnation,
+        lease=message.lease,
+        address=message.address,
+        labels=dict(message.labels),
+        registered_at=wire.time(message.registered_at) if message.HasField("registered_at") else None,
+        state_keys=tuple(message.state_keys),
+    )
+
+
+def entry_from(message: pb.StateEntry) -> StateEntry:
+    """One value of an agent's state."""
+    return StateEntry(message.key, message.value, message.mod_revision)
+
+
+def tombstone_from(message: pb.Tombstone) -> Tombstone:
+    """What is left of a reaped agent."""
+    record = AgentRecord(
+        message.agent,
+        message.address,
+        dict(message.labels),
+        wire.time(message.registered_at) if message.HasField("registered_at") else None,
+        wire.time(message.left_at) if message.HasField("left_at") else None,
+    )
+    return Tombstone(
+        agent=message.agent,
+        incarnation=message.incarnation,
+        reaped_at=wire.time(message.reaped_at) if message.HasField("reaped_at") else None,
+        collector=message.collector,
+        token=Token.of_int(message.token),
+        collected=tuple(map(entry_from, message.collected)),
+        part=message.part,
+        keep_until=wire.time(message.keep_until) if message.HasField("keep_until") else None,
+        agent_record=None if record == AgentRecord(message.agent) else record,
+    )
+
+
+def breaker_from(message: pb.Breaker) -> Breaker:
+    """Whether collectors may reap; raises ElectionError for a reason that this version does not know."""
+    return Breaker(
+        open=message.open,
+        reason=wire.known(_REASONS, message.reason, "breaker reason") if message.reason else None,
+        missing=message.missing,
+        known=message.known,
+        by=message.by,
+        at=wire.time(message.at) if message.HasField("at") else None,
+        until=wire.time(message.until) if message.HasField("until") else None,
+        revision=message.revision,
+    )
+
+
+def filter_from(message: pb.ListAgentsRequest) -> AgentFilter:
+    """Which agents to list; raises ConfigError for a state that this version does not know."""
+    numbers = {number: state for state, number in _STATES.items()}
+    for number in message.states:
+        if number not in numbers:
+            known = ", ".join(f"{each} ({state.value})" for each, state in numbers.items())
+            raise ConfigError(f"agent state {number} is not known here: the states are {known}")
+    states = frozenset(numbers[number] for number in message.states) or NOT_REAPED.states
+    return AgentFilter(states, dict(message.labels))
+
+
+def agent_event_from(message: pb.WatchAgentsResponse) -> AgentEvent:
+    """One message of WatchAgents; raises ElectionError for a kind or state that this version does not know."""
+    return AgentEvent(
+        kind=wire.known(_AGENT_KINDS, message.kind, "agent event"),
+        agent=agent_from(message.agent) if message.HasField("agent") else None,
+        source=source_from(message.view),
+        tombstone=tombstone_from(message.tombstone) if message.HasField("tombstone") else None,
+    )

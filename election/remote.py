@@ -1,0 +1,235 @@
+"""Calls to one of several servers of the API: to the next one when one is dead, hung or stale."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar, cast
+
+import grpc
+import grpc.aio
+
+from election import messages
+from election.backoff import Backoff
+from election.channels import Channels, Line
+from election.clock import BootClock, Clock
+from election.config import TlsConfig
+from election.errors import ElectionError
+from election.pb.election.v1 import election_pb2_grpc as services
+from election.reader import MAX_AGE_S
+
+Req = TypeVar("Req")
+Resp = TypeVar("Resp")
+
+# What can be different on another server, or a moment later. All calls are reads, so each may be repeated.
+_ELSEWHERE = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+}
+# A watch on which nothing happens is silent: pings show that its server is still there.
+_OPTIONS = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class ServerUnavailable(ElectionError):
+    """No server answered in time, or none has a view that is fresh enough to answer from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The stubs for a call to one server."""
+
+    line: Line
+    elections: services.ElectionsAsyncStub
+    agents: services.AgentsAsyncStub
+
+    @classmethod
+    def on(cls, line: Line) -> Self:
+        """Those that use a connection."""
+        return cls(line, services.ElectionsStub(line.channel), services.AgentsStub(line.channel))
+
+
+Unary = Callable[[Server], grpc.aio.UnaryUnaryMultiCallable[Req, Resp]]
+Streaming = Callable[[Server], grpc.aio.UnaryStreamMultiCallable[Req, Resp]]
+
+
+class Servers:
+    """The servers that a client may ask; used inside `async with`, in one event loop.
+
+    `call_timeout_s` bounds a question to all of them together, and what a stream may take to begin;
+    `attempt_timeout_s` is how long one of them may be silent that has to say something.
+    """
+
+    def __init__(
+        self,
+        addresses: tuple[str, ...],
+        tls: TlsConfig | None,
+        *,
+        call_timeout_s: float,
+        attempt_timeout_s: float,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.addresses = addresses
+        self._tls = tls
+        self._call_timeout_s = call_timeout_s
+        self._attempt_timeout_s = attempt_timeout_s
+        self._clock = clock or BootClock()
+        self._rng = rng or random.Random()
+        self._current = self._rng.randrange(len(addresses))
+        self._channels: Channels | None = None
+
+    async def __aenter__(self) -> Self:
+        self._channels = Channels(self.addresses, self._tls, _OPTIONS, clock=self._clock)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        channels, self._channels = self._channels, None
+        if channels is not None:
+            await channels.close()
+
+    @property
+    def address(self) -> str:
+        """The address of the server that is asked at present."""
+        return self.addresses[self._current]
+
+    async def ask(self, method: Unary[Req, Resp], request: Req) -> Resp:
+        """One question and its answer; raises AioRpcError for what all servers would answer the same."""
+
+        async def attempt(server: Server, left_s: float) -> Resp:
+            call = method(server)(request, timeout=max(min(left_s, self._attempt_timeout_s), 0.001))
+            server.line.carry(call)
+            return await call
+
+        return await self._try(attempt)
+
+    async def ask_for_all(self, method: Streaming[Req, Resp], request: Req) -> list[Resp]:
+        """One question and an answer of several messages; raises as `ask` does.
+
+        The bound is for the time between two messages: what is long may take long.
+        """
+
+        async def attempt(server: Server, left_s: float) -> list[Resp]:
+            call = method(server)(request)
+            server.line.carry(call)
+            found: list[Resp] = []
+            try:
+                while True:
+                    async with asyncio.timeout(max(min(left_s, self._attempt_timeout_s), 0.001)):
+                        message = await call.read()
+                    if message is grpc.aio.EOF:
+                        return found
+                    found.append(cast("Resp", message))
+                    left_s = self._call_timeout_s
+            finally:
+                call.cancel()
+
+        return await self._try(attempt)
+
+    async def _try(self, attempt: Callable[[Server, float], Awaitable[Resp]]) -> Resp:
+        give_up_at_s = self._clock.now_s() + self._call_timeout_s
+        backoff = self._backoff()
+        asked = 0
+        failed: ServerUnavailable | None = None
+        while True:
+            number = self._current
+            try:
+                return await attempt(self._server(number), give_up_at_s - self._clock.now_s())
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in _ELSEWHERE:
+                    raise
+                # A reason that a server gave says more than that the last attempt had no time left.
+                if failed is None or error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    failed = self._unavailable(number, error.details() or error.code().name)
+            except TimeoutError:
+                failed = failed or self._unavailable(number, self._silent)
+            self._avoid(number)
+            asked += 1
+            pause_s = 0.0 if asked < len(self.addresses) else backoff.next_s()
+            if self._clock.now_s() + pause_s >= give_up_at_s:
+                raise failed
+            await self._clock.sleep_s(pause_s)
+
+    async def streams(self, method: Streaming[Req, Resp], request: Callable[[], Req]) -> AsyncGenerator[Resp | None]:
+        """The messages of one stream after another, with a None where a stream begins, which asks for `request()`.
+
+        Raises ServerUnavailable rather than be blind for more than MAX_AGE_S, and else what a server refused it for.
+        """
+        give_up_at_s = self._clock.now_s() + self._call_timeout_s
+        backoff = self._backoff()
+        while True:
+            number, heard = self._current, False
+            server = self._server(number)
+            call = method(server)(request())
+            server.line.carry(call)
+            try:
+                async with asyncio.timeout(self._attempt_timeout_s):  # the first message is sent at once
+                    message = await call.read()
+                yield None
+                while message is not grpc.aio.EOF:
+                    heard = True
+                    yield cast("Resp", message)
+                    message = await call.read()
+                why = "it ended the stream"
+            except grpc.aio.AioRpcError as error:
+                lagged = heard and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # begin again where it was
+                if error.code() not in _ELSEWHERE and not lagged:
+                    raise error_of(error) from None
+                why = error.details() or error.code().name
+            except TimeoutError:
+                why = self._silent
+            finally:
+                call.cancel()
+            self._avoid(number)
+            if heard:
+                give_up_at_s = self._clock.now_s() + MAX_AGE_S
+                backoff.reset()
+            pause_s = backoff.next_s()
+            if self._clock.now_s() + pause_s >= give_up_at_s:
+                raise self._unavailable(number, why)
+            await self._clock.sleep_s(pause_s)
+
+    @property
+    def _silent(self) -> str:
+        return f"no message within {self._attempt_timeout_s:g} s"
+
+    def _server(self, number: int) -> Server:
+        """The stubs for one new call."""
+        if self._channels is None:
+            raise RuntimeError("the client is not open: use it inside `async with`")
+        return Server.on(self._channels[number])
+
+    def _backoff(self) -> Backoff:
+        return Backoff(0.05, 0.5, self._rng)
+
+    def _avoid(self, number: int) -> None:
+        """Goes on to the next server, unless another call has done so already."""
+        if self._current == number:
+            self._current = (number + 1) % len(self.addresses)
+
+    def _unavailable(self, number: int, why: str) -> ServerUnavailable:
+        line = " ".join(why.split())
+        line = line if len(line) <= 200 else line[:197] + "..."
+        others = f", and neither can the other {len(self.addresses) - 1}" if len(self.addresses) > 1 else ""
+        return ServerUnavailable(f"the server at {self.addresses[number]} cannot answer{others}: {line}")
+
+
+def error_of(error: grpc.aio.AioRpcError) -> ElectionError:
+    """The error that the status of a call stands for."""
+    return messages.error_from(error.code(), error.details() or "")
