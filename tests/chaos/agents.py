@@ -22,7 +22,7 @@ from tests.chaos.plan import COLLECTORS, plan
 from tests.chaos.report import Report, print_report
 from tests.chaos.system import DrillFailed, running
 
-TTL_S, GRACE_S = 3, 2
+TTL_S, GRACE_S, RECONCILE_S = 3, 2, 5
 AGENTS = 30
 COLLECT_OPTIONS: tuple[str, ...] = ()
 QUIET_EVERY = 50
@@ -75,7 +75,7 @@ def main(rounds: int, agents: int, seed: int | None, report: Path | None, keep: 
     seed = secrets.randbits(32) if seed is None else seed
     _tell(f"seed {seed}")
     folder = Path(tempfile.mkdtemp(prefix="election-drill-"))
-    settings = Settings("drill", seed, TTL_S, GRACE_S)
+    settings = Settings("drill", seed, TTL_S, GRACE_S, RECONCILE_S)
     made = None
     try:
         made = asyncio.run(drill(folder, settings, rounds=rounds, agents=agents, quiet_every=QUIET_EVERY))

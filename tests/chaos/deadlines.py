@@ -19,7 +19,8 @@ class Stale:
     """A time in which there was state of an agent that was not alive.
 
     `began_at_s` is when the process was killed, where that is known, and when etcd's change was seen otherwise.
-    `end` is `reaped`, `back`, or `open` at the end of the history. It ended between `ended_after_s` and `ended_at_s`.
+    `unheard` is one that began without the end of a lease, with state that somebody put: collectors find it when they
+    list everything. `end` is `reaped`, `back`, or `open` at the end of the history. It ended between `ended_after_s` and `ended_at_s`.
     """
 
     agent: str
@@ -27,6 +28,7 @@ class Stale:
     began_at_s: float
     ended_after_s: float
     ended_at_s: float
+    unheard: bool = False
     end: str = "open"
 
 
@@ -57,15 +59,17 @@ def stale_times(history: History) -> list[Stale]:
                 ended.append(replace(begun.pop(agent), ended_after_s=written_s, ended_at_s=seen_at_s, end=end))
             elif agent not in begun and world.is_stale(agent):
                 began_at_s = min(killed_at_s.get(process.pop(agent, ""), seen_at_s), seen_at_s)
-                begun[agent] = Stale(agent, step.number, began_at_s, float("inf"), float("inf"))
+                unheard = step.liveness(agent) is None
+                begun[agent] = Stale(agent, step.number, began_at_s, float("inf"), float("inf"), unheard)
     return sorted([*ended, *begun.values()], key=lambda each: each.began_at_s)
 
 
 def overdue(history: History) -> Iterator[Violation]:
     """What lay around for longer than the bound, within one time in which all was well."""
-    bound_s = history.settings.bound_s
+    settings = history.settings
     intervals = well(history)
     for stale in stale_times(history):
+        bound_s = settings.bound_s + (settings.reconcile_s if stale.unheard else 0)
         lay_s = max((_lay_s(stale, interval) for interval in intervals), default=0.0)
         if lay_s > bound_s:
             text = f"its state lay around for {lay_s:.1f} s while all was well; the bound is {bound_s:g} s"
@@ -73,12 +77,16 @@ def overdue(history: History) -> Iterator[Violation]:
 
 
 def collected(history: History) -> list[Collected]:
-    """All that was reaped while all was well."""
+    """All that was reaped while all was well, of what collectors have heard."""
     found = []
     intervals = well(history)
     for stale in stale_times(history):
         for interval in intervals:
-            if stale.end == "reaped" and interval.began_at_s <= stale.ended_at_s <= interval.ended_at_s:
+            if (
+                stale.end == "reaped"
+                and not stale.unheard
+                and interval.began_at_s <= stale.ended_at_s <= interval.ended_at_s
+            ):
                 began_at_s = max(stale.began_at_s, interval.began_at_s)
                 found.append(Collected(stale.agent, stale.ended_at_s - began_at_s))
     return found

@@ -24,6 +24,7 @@ class Settings:
     seed: int
     ttl_s: float
     grace_s: float
+    reconcile_s: float
     slack_s: float = 5.0
 
     @property

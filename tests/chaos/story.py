@@ -17,7 +17,7 @@ from tests.chaos.deadlines import KILLED
 from tests.chaos.health import What
 from tests.chaos.history import Change, Fact, History, Revision, Said, Settings, Stored
 
-SETTINGS = Settings("drill", seed=0, ttl_s=3, grace_s=2)
+SETTINGS = Settings("drill", seed=0, ttl_s=3, grace_s=2, reconcile_s=5)
 KEYS = Keyspace(SETTINGS.namespace)
 STEP_S = 0.1
 """What each revision takes."""

@@ -144,6 +144,7 @@ class System:
 
     async def settle(self) -> None:
         """Makes all well, and waits until nothing is stale any more; what is for too long, the checker tells."""
+        settings = self.starter.settings
         self.resume_collectors()
         await self.mend()
         if not any(process.running for process in self.collectors.values()):
@@ -151,7 +152,7 @@ class System:
         await self.cluster.wait_healthy()
         await self.until(self._collects, _HEALTHY_S, "no collector leads")
         began_at_s = self.client.clock.now_s()
-        give_up_at_s = began_at_s + self.starter.settings.bound_s + 2 * _PROBE_S
+        give_up_at_s = began_at_s + settings.bound_s + settings.reconcile_s + 2 * _PROBE_S
         while self.stale() and self.client.clock.now_s() < give_up_at_s:
             await asyncio.sleep(_POLL_S)
         self.note("settled", stale=sorted(self.stale()), took_s=self.client.clock.now_s() - began_at_s)

@@ -214,6 +214,13 @@ def test_what_lies_around_for_too_long_is_overdue() -> None:
     assert 9 < one.took_s < TOLD.bound_s
 
 
+def test_what_collectors_are_not_told_of_may_lie_around_until_they_list_everything() -> None:
+    """State that somebody put for an agent that does not live: no lease ends, so no watch tells."""
+    story = Story().beat().do((KEYS.state("s1", "task"), b'{"by": "stranger"}')).wait(TOLD.bound_s + 4)
+    assert check(story.history()) == []
+    refused(story.wait(2), "lay around for")
+
+
 @pytest.mark.parametrize("fault", ["quorum", "member", "probe", "collector", "paused collector", "takeover", "breaker"])
 def test_the_bound_begins_anew_when_all_is_well_again(fault: str) -> None:
     """Twice as long as the bound is not too long when something was wrong in the middle, and no more than that."""
