@@ -20,7 +20,8 @@ class Stale:
 
     `began_at_s` is when the process was killed, where that is known, and when etcd's change was seen otherwise.
     `unheard` is one that began without the end of a lease, with state that somebody put: collectors find it when they
-    list everything. `end` is `reaped`, `back`, or `open` at the end of the history. It ended between `ended_after_s` and `ended_at_s`.
+    list everything. It ended between `ended_after_s` and `ended_at_s`; `end` is `reaped`, `back`, or `open` at the end
+    of the history.
     """
 
     agent: str

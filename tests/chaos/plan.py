@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 _GAP_S = (0.1, 0.45)
@@ -71,8 +71,8 @@ class _Planner:
         yield self._at(self._now_s + wait_s, Action(number, 0, fault, who, more))
 
     def quiet(self) -> Iterator[Action]:
-        """Undoes what is still to be undone, and waits until the bounds can be checked."""
-        yield from self._due(float("inf"))
+        """Undoes at once what is still to be undone, and waits until the bounds can be checked."""
+        yield from (replace(action, wait_s=0) for action in self._due(float("inf")))
         yield Action(0, 0, "quiet")
         self._collectors = max(self._collectors, 1)
 

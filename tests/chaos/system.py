@@ -151,6 +151,7 @@ class System:
             self.start_collector()
         await self.cluster.wait_healthy()
         await self.until(self._collects, _HEALTHY_S, "no collector leads")
+        await asyncio.sleep(settings.ttl_s + 1)  # for the leases of those that were killed
         began_at_s = self.client.clock.now_s()
         give_up_at_s = began_at_s + settings.bound_s + settings.reconcile_s + 2 * _PROBE_S
         while self.stale() and self.client.clock.now_s() < give_up_at_s:
