@@ -136,7 +136,7 @@ def _writes(
         more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
         raise StateExists(
             f"agent {agent!r} has other values for {', '.join(refused[:_SHOWN])}{more}: nothing is put back "
-            "unless they may be overwritten",
+            "before overwrite allows to replace them",
             keys=refused,
         )
     return [

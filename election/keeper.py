@@ -37,7 +37,7 @@ class Keeper:
         self._stop_s = stop_s
         self._program = program
         self._heard = b""
-        self._stop_at_s = self._kill_at_s = _NEVER
+        self._stop_at_s = self._kill_at_s = self._patience_ends_at_s = _NEVER
         self._stopped = False
         self._code: int | None = None
 
@@ -56,7 +56,7 @@ class Keeper:
                 return self._code
 
     def _wait_s(self) -> float | None:
-        left_s = min(self._kill_at_s, _NEVER if self._stopped else self._stop_at_s) - _now_s()
+        left_s = min(self._kill_at_s, self._patience_ends_at_s if self._stopped else self._stop_at_s) - _now_s()
         return None if left_s == _NEVER else min(max(left_s, 0.0), _LONGEST_WAIT_S)
 
     def _hear(self) -> bool:
@@ -68,10 +68,8 @@ class Keeper:
         *lines, self._heard = (self._heard + data).split(b"\n")
         for line in lines:
             match line.split():
-                case [b"until", stop_at, kill_at] if not self._stopped:
+                case [b"until", stop_at, kill_at]:
                     self._stop_at_s, self._kill_at_s = float(stop_at), float(kill_at)
-                case [b"until", _, kill_at]:
-                    self._kill_at_s = min(self._kill_at_s, float(kill_at))
                 case [b"signal", number]:
                     self._send(int(number))
         return bool(data)
@@ -79,7 +77,7 @@ class Keeper:
     def _is_over(self) -> bool:
         """Does what is due now; whether the program has ended and no process of it is left."""
         now_s = _now_s()
-        if now_s >= self._kill_at_s:
+        if now_s >= min(self._kill_at_s, self._patience_ends_at_s):
             self._kill()
             return True
         if self._reap():
@@ -96,7 +94,7 @@ class Keeper:
             with contextlib.suppress(OSError):
                 os.write(self._control, b"stopped\n")
         self._stopped = True
-        self._kill_at_s = min(self._kill_at_s, now_s + self._stop_s)
+        self._patience_ends_at_s = now_s + self._stop_s
         self._send(signal.SIGTERM)
         self._send(signal.SIGCONT)
 

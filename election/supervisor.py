@@ -48,27 +48,23 @@ class Program:
     SIGTERM and killed later; those that have left the group are killed when it is empty.
     """
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, control: socket.socket, stop_s: float, clock: Clock
-    ) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket, clock: Clock) -> None:
         self._process = process
         self._control = control
-        self._stop_s = stop_s
         self._clock = clock
         self._kill_at_s = float("inf")
 
     def bind(self, stop_at_s: float, kill_at_s: float) -> None:
         """Sets when it is stopped and when it is killed, by the clock, unless it is bound again before.
 
-        It holds whatever becomes of this process. Once the program is being stopped, it is killed no later than said.
+        It holds whatever becomes of this process. A program that is being stopped goes on being stopped.
         """
         self._kill_at_s = kill_at_s
         self._say(f"until {stop_at_s!r} {kill_at_s!r}")
 
     def stop(self) -> None:
-        """SIGTERM now, and SIGKILL after `stop_s`, or when it was bound to be killed. Safe to repeat."""
-        now_s = self._clock.now_s()
-        self.bind(now_s, min(now_s + self._stop_s, self._kill_at_s))
+        """SIGTERM now, and SIGKILL after `stop_s`, or when it is bound to be killed. Safe to repeat."""
+        self.bind(self._clock.now_s(), self._kill_at_s)
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to the program's process group."""
@@ -114,7 +110,7 @@ async def running(
                 pass_fds=(number,),
                 start_new_session=True,  # Ctrl-C and Ctrl-Z in the terminal are for this process
             )
-        program = Program(process, ours, stop_s, clock or BootClock())
+        program = Program(process, ours, clock or BootClock())
         try:
             try:
                 yield program

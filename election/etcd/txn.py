@@ -63,6 +63,11 @@ def get(key: bytes) -> rpc.RequestOp:
     return rpc.RequestOp(request_range=rpc.RangeRequest(key=key))
 
 
+def head(key: bytes) -> rpc.RequestOp:
+    """Reads what etcd knows of a key, without its value."""
+    return rpc.RequestOp(request_range=rpc.RangeRequest(key=key, keys_only=True))
+
+
 def get_prefix(prefix: bytes) -> rpc.RequestOp:
     """Reads all keys with a prefix, by name."""
     return rpc.RequestOp(request_range=rpc.RangeRequest(key=prefix, range_end=range_end(prefix)))
@@ -101,5 +106,5 @@ def delete_prefix(prefix: bytes) -> rpc.RequestOp:
 def nested(
     compare: Sequence[rpc.Compare], success: Sequence[rpc.RequestOp], failure: Sequence[rpc.RequestOp] = ()
 ) -> rpc.RequestOp:
-    """A transaction as a part of another one. All comparisons are made before anything is done."""
+    """A transaction inside of one. Its comparisons look at what was before the whole."""
     return rpc.RequestOp(request_txn=rpc.TxnRequest(compare=compare, success=success, failure=failure))

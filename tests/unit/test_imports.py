@@ -40,6 +40,9 @@ ORDER = (
     "attempt",
     "candidate",
     "fencing",
+    "registration",
+    "kept",
+    "roster",
     "agents",
     "agent_control",
     "agent_restore",
@@ -62,7 +65,7 @@ ORDER = (
 )
 """From what everything may use to what nothing may use."""
 
-ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "listing", "watch")
+ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "keepalive", "listing", "watch")
 OPTIONAL = {
     "click": {"cli"},
     "rich": {"cli", "dev"},
