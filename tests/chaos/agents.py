@@ -24,7 +24,8 @@ from tests.chaos.system import DrillFailed, running
 
 TTL_S, GRACE_S, RECONCILE_S = 3, 2, 5
 AGENTS = 30
-COLLECT_OPTIONS: tuple[str, ...] = ()
+COLLECT_OPTIONS = ("--breaker-agents", "3", "--breaker-share", "0.9", "--breaker-hold", "10")
+"""Of random deaths the breaker is to hear only when nearly everybody vanishes, as when etcd was away for long."""
 QUIET_EVERY = 50
 
 

@@ -36,10 +36,9 @@ async def drill(
     Raises:
         DrillFailed: something else was seen.
     """
-    options = ("--reconcile", f"{settings.reconcile_s:g}", "--breaker-hold", f"{hold_s:g}")
     names = [f"w{number}" for number in range(1, agents + 1)]
     crowds = {f"p{number}": tuple(names[number::PROCESSES]) for number in range(PROCESSES)}
-    async with running(folder, settings, options) as system:
+    async with running(folder, settings, ("--breaker-hold", f"{hold_s:g}")) as system:
         scenario = _Scenario(system, crowds, hold_s, tell)
         await scenario.run()
         await system.end()
@@ -118,7 +117,7 @@ class _Scenario:
             answer = (await client.breaker()).value
         self._see(answer.open and answer.reason is BreakerReason.VANISHED, "GetBreaker tells")
         leading = self.system.leading()
-        lines = map(json.loads, self.system.starter.output("collectors", leading or "").read_text().splitlines())
+        lines = map(json.loads, self.system.starter.output(leading or "").read_text().splitlines())
         told = [line for line in lines if "breaker" in line["event"]]
         self._see(bool(told) and told[-1].get("reason") == reason, "the collector's events tell")
 

@@ -11,6 +11,7 @@ import click
 from election.keys import AliveKey, CandidateKey, DrainingKey, Keyspace, ReapRequestKey, StateKey, TombstoneKey
 from tests.chaos.deadlines import overdue
 from tests.chaos.history import History, Revision
+from tests.chaos.kept import Kept
 from tests.chaos.reaps import Reaps
 from tests.chaos.replay import World, replay
 from tests.chaos.violation import Violation
@@ -22,12 +23,13 @@ FINAL = "final"
 
 def check(history: History) -> list[Violation]:
     """Every violation of the history; a pure function of it."""
-    reaps, writes = Reaps(history.settings), Writes(history)
+    reaps, writes, kept = Reaps(history.settings), Writes(history), Kept(history)
     found: list[Violation] = []
     for world, step in replay(history):
         found += _whole(world, step.revision)
         found += reaps.judge(world, step)
         found += writes.judge(world, step)
+        found += kept.judge(world, step)
     found += writes.beliefs()
     found += overdue(history)
     found += _left_behind(history)

@@ -7,9 +7,10 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from election.agent_control import ask_to_reap, drain
 from election.config import EtcdConfig
 from election.dev.etcd import Member
-from election.errors import EtcdError
+from election.errors import ElectionError, EtcdError
 from election.etcd import methods, txn
 from election.etcd.client import EtcdClient
 from election.pb.etcd import rpc_pb2 as rpc
@@ -37,6 +38,8 @@ class Faults:
             "second": self._second,
             "end second": self._end_second,
             "evict": self._evict,
+            "drain": self._drain,
+            "ask to reap": self._ask_to_reap,
             "stranger": self._stranger,
             "collector start": lambda _: system.start_collector(),
             "collector kill": lambda _: self._collector(What.COLLECTOR_KILLED, signal.SIGKILL),
@@ -83,7 +86,7 @@ class Faults:
 
     def _second(self, action: Action) -> None:
         """Another process wants to be the same agent."""
-        process = self._system.start_agent(action.who, keep_state=True)
+        process = self._system.start_agent(action.who, keep_state=True, **action.more)
         self._system.others[process.name] = process
 
     def _end_second(self, action: Action) -> None:
@@ -100,9 +103,18 @@ class Faults:
             with suppress(EtcdError):
                 await self._system.client.txn([txn.created_at(liveness, held.created)], [txn.delete(liveness)])
 
+    async def _drain(self, action: Action) -> None:
+        with suppress(ElectionError):
+            await drain(self._system.client, self._system.keyspace, action.who, by="drill")
+
+    async def _ask_to_reap(self, action: Action) -> None:
+        with suppress(ElectionError):
+            await ask_to_reap(self._system.client, self._system.keyspace, action.who, by="drill")
+
     async def _stranger(self, action: Action) -> None:
-        """Puts state by hand, as no agent does."""
+        """Puts state by hand, as no agent does; some of it where no agent can have any."""
         key = self._system.keyspace.state(action.who, f"task-{self._count % 3}")
+        key += b"/foreign" if self._count % 7 == 0 else b""
         value = json.dumps({"by": STRANGER, "at_s": self._system.client.clock.now_s()})
         with suppress(EtcdError):
             await self._system.client.put(key, value.encode())

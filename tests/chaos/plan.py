@@ -103,7 +103,9 @@ class _Planner:
             "kill paused": (3 * bool(self._paused), self._kill_paused),
             "leave": (10 * some_up, self._leave),
             "second": (3 * some_up, self._second),
-            "evict": (4 * some_up, self._evict),
+            "evict": (4 * some_up, self._one_up),
+            "drain": (3 * some_up, self._one_up),
+            "ask to reap": (4 * some_down, self._one_down),
             "stranger": (5, self._stranger),
             "compact": (3, self._nobody),
         }
@@ -135,7 +137,10 @@ class _Planner:
         return agent, {}
 
     def _kill_and_return(self) -> tuple[str, dict[str, Any]]:
-        return self._rng.choice(self._up), {"keep_state": self._rng.random() < 0.5}
+        return self._rng.choice(self._up), {
+            "keep_state": self._rng.random() < 0.5,
+            "takeover": self._rng.random() < 0.5,
+        }
 
     def _pause(self) -> tuple[str, dict[str, Any]]:
         """Shorter than the TTL, about the grace, or longer than both."""
@@ -162,11 +167,14 @@ class _Planner:
 
     def _second(self) -> tuple[str, dict[str, Any]]:
         agent = self._rng.choice(self._up)
-        self._after(self._rng.uniform(0.8, 2.0), "end second", agent, lambda: None)
-        return agent, {}
+        self._after(self._rng.uniform(0.8, 4.0), "end second", agent, lambda: None)
+        return agent, {"takeover": self._rng.random() < 0.5}
 
-    def _evict(self) -> tuple[str, dict[str, Any]]:
+    def _one_up(self) -> tuple[str, dict[str, Any]]:
         return self._rng.choice(self._up), {}
+
+    def _one_down(self) -> tuple[str, dict[str, Any]]:
+        return self._down[-1], {}
 
     def _stranger(self) -> tuple[str, dict[str, Any]]:
         """State of an agent that never lived, or something new in the state of one that is gone."""

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,41 +75,37 @@ class Starter:
     settings: Settings
     collect_options: tuple[str, ...] = ()
 
-    def agent(self, id: str, number: int, *, keep_state: bool) -> Process:
-        """An agent; `number` tells it from all that have had the id before."""
-        name = f"{id}-{number}"
-        return Process(
+    def agents(self, name: str, ids: Iterable[str], *options: str) -> Process:
+        """One process that is all these agents; its name tells it from all others that have been one of them."""
+        return self._python(
+            "tests.chaos.agent",
             name,
-            (
-                *(sys.executable, "-m", "tests.chaos.agent", id, "--process", name),
-                *("--journal", str(self.folder / AGENTS / f"{name}.jsonl")),
-                *("--endpoints", ",".join(self.endpoints), "--namespace", self.settings.namespace),
-                *("--ttl", f"{self.settings.ttl_s:g}", "--keep-state" if keep_state else "--no-keep-state"),
-            ),
-            _environment(),
-            self._out("agents", name),
+            *(*ids, "--process", name, "--journal", str(self.folder / AGENTS / f"{name}.jsonl")),
+            *(*self._etcd, "--ttl", f"{self.settings.ttl_s:g}", *options),
         )
 
     def collector(self, id: str) -> Process:
         """`election collect`, as an operator runs it."""
-        return Process(
-            id,
-            (
-                *(sys.executable, "-m", "election.cli", "collect", "--id", id, "-o", "json"),
-                *("--endpoints", ",".join(self.endpoints), "--namespace", self.settings.namespace),
-                *("--grace", f"{self.settings.grace_s:g}", *self.collect_options),
-            ),
-            _environment(),
-            self._out("collectors", id),
-        )
+        settings = self.settings
+        timing = ("--grace", f"{settings.grace_s:g}", "--reconcile", f"{settings.reconcile_s:g}")
+        words = ("collect", "--id", id, "-o", "json", *self._etcd, *timing, *self.collect_options)
+        return self._python("election.cli", id, *words)
 
-    def _out(self, kind: str, name: str) -> Path:
-        path = self.folder / "output" / kind / f"{name}.out"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+    def server(self, name: str, port: int) -> Process:
+        """The gRPC API, which collects nothing."""
+        return self._python("election.cli", name, "serve", "--no-collect", "--grpc-port", f"{port}", *self._etcd)
 
+    def output(self, name: str) -> Path:
+        """What a process says; what it says on stderr is beside it."""
+        return self.folder / "output" / f"{name}.out"
 
-def _environment() -> dict[str, str]:
-    return {
-        name: value for name, value in os.environ.items() if not name.startswith(("ELECTION_", "ETCDCTL_", "OTEL_"))
-    }
+    @property
+    def _etcd(self) -> tuple[str, ...]:
+        return ("--endpoints", ",".join(self.endpoints), "--namespace", self.settings.namespace)
+
+    def _python(self, module: str, name: str, *words: str) -> Process:
+        out = self.output(name)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        others = ("ELECTION_", "ETCDCTL_", "OTEL_")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+        return Process(name, (sys.executable, "-m", module, *words), environment, out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from election.keys import REGISTRATION, ReapRequestKey
 from election.records import AgentRecord, StateEntry, Tombstone
@@ -37,11 +37,13 @@ class Reaps:
 
     def _state_taken(self, world: World, step: Step, agent: str, tombstones: list[Tombstone]) -> Iterator[str]:
         changes = step.states(agent)
-        if written := sorted(name for name, change in changes.items() if change.after is not None):
+        if written := sorted(name for name, each in changes.items() if each.after is not None and name != REGISTRATION):
             yield f"the reap has written {written}"
+        if foreign := [each.key for key, each in step.parsed if key is None and each.after is None]:
+            yield f"{foreign} are nobody's state, and were deleted"
         if incarnation := world.incarnation(agent):
             yield f"it was reaped while incarnation {incarnation} was alive"
-        deleted = {name: change for name, change in changes.items() if name != REGISTRATION}
+        deleted = {name: each for name, each in changes.items() if name != REGISTRATION and each.after is None}
         held = [entry for each in tombstones for entry in each.collected]
         names = [entry.key for entry in held]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -68,12 +70,12 @@ class Reaps:
         self._token = max(self._token, token)
 
     def _too_early(self, world: World, step: Step, agent: str) -> Iterator[str]:
-        requested = any(isinstance(key, ReapRequestKey) and key.agent == agent for key, _ in step.parsed)
-        if world.breaker_is_open():
-            yield "it was reaped while the breaker was open"
+        requested = any(key == ReapRequestKey(agent) and each.after is None for key, each in step.parsed)
         vanished_s = self._vanished_after_s.get(agent)
         if vanished_s is None or requested:
             return
+        if world.breaker_is_open():
+            yield "it was reaped while the breaker was open"
         waited_s = step.revision.seen_at_s - vanished_s
         if waited_s < self.settings.grace_s:
             yield f"it was reaped at most {waited_s:.3f} s after it vanished; the grace is {self.settings.grace_s:g} s"
@@ -99,6 +101,10 @@ def _record_taken(change: Change | None, agent: str, tombstones: list[Tombstone]
     if change is None or change.before is None:
         return
     registered = AgentRecord.decode(agent, change.before.value)
+    if change.after is not None and (left := AgentRecord.decode(agent, change.after.value)) != registered:
+        incarnation = registered.incarnation or change.before.modified
+        if left != replace(registered, incarnation=incarnation):
+            yield f"its registration became {left}"
     if not records:
         yield "its registration was deleted, and is in no tombstone"
     elif any(record != registered for record in records):

@@ -11,22 +11,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from election.agent_control import REQUEST_TTL_S
 from election.config import EtcdConfig
 from election.dev.etcd import EtcdCluster
 from election.errors import EtcdError
 from election.etcd.client import EtcdClient
-from election.keys import COLLECTOR_ELECTION, Keyspace
+from election.keys import COLLECTOR_ELECTION, Keyspace, ReapRequestKey, StateKey
 from tests.chaos.checker import FINAL
 from tests.chaos.deadlines import KILLED
 from tests.chaos.health import What
 from tests.chaos.history import FACTS, REVISIONS, Fact, Journal, Settings, write_settings
 from tests.chaos.observer import Observer
 from tests.chaos.processes import Process, Starter
-from tests.chaos.replay import World
+from tests.chaos.replay import World, object_of
+from tests.chaos.writes import STARTED
 
 _PROBE_S = 0.25
 _POLL_S = 0.05
 _LEAVE_S = 20.0
+_CROWD_PACE = 5.0
 _HEALTHY_S = 40.0
 """How long it may take until all is well; when that is, is no promise of ours, so it is generous."""
 
@@ -56,17 +59,37 @@ class System:
 
     # --- processes ---------------------------------------------------------------------------------------------
 
-    def start_agent(self, id: str, *, keep_state: bool) -> Process:
+    def start_agent(self, id: str, *, keep_state: bool, takeover: bool = False) -> Process:
         """Starts a process that wants to be this agent."""
         self._started[id] += 1
-        process = self.starter.agent(id, self._started[id], keep_state=keep_state)
-        self.note("agent started", id, process=process.name)
-        return process
+        name = f"{id}-{self._started[id]}"
+        self.note(STARTED, id, process=name, takeover=takeover)
+        options = ["--keep-state" if keep_state else "--no-keep-state", *(["--takeover"] if takeover else [])]
+        return self.starter.agents(name, [id], *options)
 
     def kill_agent(self, id: str, process: Process) -> None:
         """Kills a process that is this agent, or wants to be."""
         self.note(KILLED, id, process=process.name)
         process.kill()
+
+    def start_crowd(self, crowd: str, ids: Iterable[str]) -> None:
+        """Starts one process that is many agents, none of which is busy."""
+        self._started[crowd] += 1
+        name = f"{crowd}-{self._started[crowd]}"
+        for each in ids:
+            self.note(STARTED, each, process=name, takeover=False)
+        self.agents[crowd] = self.starter.agents(name, ids, "--pace", f"{_CROWD_PACE}")
+
+    def kill_crowd(self, crowd: str, ids: Iterable[str]) -> None:
+        """Kills a process that is many agents."""
+        process = self.agents[crowd]
+        for each in ids:
+            self.note(KILLED, each, process=process.name)
+        process.kill()
+
+    def start_server(self, port: int) -> None:
+        """Starts the gRPC API."""
+        self.others["server"] = self.starter.server("server", port)
 
     def start_collector(self) -> None:
         """Starts one more; each has an id that none had before."""
@@ -109,8 +132,12 @@ class System:
     def stale(self) -> set[str]:
         """The agents with state that are not alive."""
         prefix = self.keyspace.state_prefix
-        stored = (key for key in self.observer.stored if key.startswith(prefix))
-        return {key[len(prefix) :].split(b"/")[0].decode() for key in stored} - self.alive()
+        parsed = (self.keyspace.parse(key) for key in self.observer.stored if key.startswith(prefix))
+        return {key.agent for key in parsed if isinstance(key, StateKey)} - self.alive()
+
+    def requests(self) -> bool:
+        """Whether an operator has asked for a reap, and nobody has done it."""
+        return any(isinstance(self.keyspace.parse(key), ReapRequestKey) for key in self.observer.stored)
 
     async def until(self, holds: Callable[[], bool], timeout_s: float, otherwise: str) -> None:
         """Waits until something holds; raises DrillFailed."""
@@ -160,7 +187,9 @@ class System:
 
     def _collects(self) -> bool:
         leading = self.leading()
-        return leading is not None and self.collectors[leading].running
+        breaker = self.observer.stored.get(self.keyspace.breaker)
+        is_open = breaker is not None and object_of(breaker.value)["open"]
+        return leading is not None and self.collectors[leading].running and not is_open
 
     async def end(self) -> None:
         """All agents leave and are collected, all collectors leave; then notes what leases etcd still holds."""
@@ -168,6 +197,7 @@ class System:
         await self._all_leave([*self.agents.values(), *self.others.values()])
         await asyncio.sleep(settings.ttl_s)  # for the leases of those that were killed
         await self.until(lambda: not self.stale(), settings.bound_s + _HEALTHY_S, "not everything is collected")
+        await self.until(lambda: not self.requests(), REQUEST_TTL_S + _HEALTHY_S, "a request to reap is still there")
         await self._all_leave(list(self.collectors.values()))
         await asyncio.sleep(settings.ttl_s + 1)
         answer = await self.client.leases()

@@ -27,7 +27,7 @@ def test_every_fault_is_in_a_thousand_rounds(seed: int) -> None:
     names = [action.what for action in actions]
     assert names.count("quiet") == 20
     faults = {action.what for action in actions if action.round}
-    assert len(faults) == 18
+    assert len(faults) == 20
     assert min(names.count(fault) for fault in faults) >= 3
 
 

@@ -15,6 +15,9 @@ from tests.chaos.violation import Violation
 
 STRANGER = "stranger"
 """Who writes the values that the drill puts by hand."""
+STARTED = "agent started"
+"""The fact that a process is started; with `takeover` it may end the life of another one."""
+_TAKES_OVER_S = 20.0
 EVICTS = "evicts"
 """The fact that the liveness key of an incarnation is deleted by hand."""
 
@@ -32,7 +35,10 @@ class Writes:
     def __post_init__(self) -> None:
         said = self.history.said
         self._deletes = Counter((each.agent, each.incarnation, each.key) for each in said if each.what == "deletes")
-        self._leaves = {(each.process, each.incarnation) for each in said if each.what == "leaves"}
+        self._leaves = {(each.agent, each.process) for each in said if each.what == "leaves"}
+        self._takeovers = [
+            (fact.who, fact.at_s) for fact in self.history.facts if fact.what == STARTED and fact.more["takeover"]
+        ]
         self._evicted = {(each.who, each.more["incarnation"]) for each in self.history.facts if each.what == EVICTS}
 
     def judge(self, world: World, step: Step) -> Iterator[Violation]:
@@ -57,7 +63,7 @@ class Writes:
             return f"{name!r} of a dead agent was deleted, and no tombstone was put"
         if _vanishes(step.liveness(agent)):
             process = process_of(agent, world.alive[agent])
-            return None if (process, incarnation) in self._leaves else f"{name!r} was deleted, and {process} never left"
+            return None if (agent, process) in self._leaves else f"{name!r} was deleted, and {process} never left"
         if self._deletes[agent, incarnation, name] <= 0:
             return f"{name!r} was deleted, and incarnation {incarnation} never said so"
         self._deletes[agent, incarnation, name] -= 1
@@ -88,12 +94,14 @@ class Writes:
         liveness = step.liveness(agent)
         if liveness is not None and liveness.before is not None and _ends(liveness):
             incarnation = agent, liveness.before.created
-            self._gone_at_s[incarnation] = step.revision.seen_at_s
+            self._gone_at_s[incarnation] = seen_at_s = step.revision.seen_at_s
+            if any(who == agent and 0 < seen_at_s - at_s < _TAKES_OVER_S for who, at_s in self._takeovers):
+                self._evicted.add(incarnation)
 
     def beliefs(self) -> Iterator[Violation]:
         """What processes took themselves for, and what they were told, that etcd contradicts.
 
-        An incarnation whose liveness key somebody has deleted by hand cannot know at once, and is believed.
+        An incarnation whose liveness key somebody else has deleted cannot know at once, and is believed.
         """
         last = self.history.revisions[-1].number if self.history.revisions else 0
         for said in self.history.said:
