@@ -18,6 +18,7 @@ from election.errors import ElectionError
 from tests.chaos.checker import check
 from tests.chaos.faults import Faults
 from tests.chaos.history import History, Settings
+from tests.chaos.observer import HistoryLost
 from tests.chaos.plan import COLLECTORS, plan
 from tests.chaos.report import Report, print_report
 from tests.chaos.system import DrillFailed, running
@@ -80,7 +81,7 @@ def main(rounds: int, agents: int, seed: int | None, report: Path | None, keep: 
     made = None
     try:
         made = asyncio.run(drill(folder, settings, rounds=rounds, agents=agents, quiet_every=QUIET_EVERY))
-    except (ElectionError, DrillFailed) as error:
+    except (ElectionError, DrillFailed, HistoryLost) as error:
         raise click.ClickException(f"{error} (seed {seed}; its history: {folder})") from None
     finally:
         if made is not None and not made.violations and not keep:

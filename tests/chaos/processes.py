@@ -21,11 +21,14 @@ _KILL_S = 10.0
 
 
 class Process:
-    """One process, from its start to its end. Signals are sent by its id, and only while it is our child."""
+    """One process, from its start to its end. Signals are sent by its id, and only while it is our child.
+
+    `leaving` says that it was told to end, whether or not it has.
+    """
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], out: Path) -> None:
         self.name = name
-        self.paused = False
+        self.paused = self.leaving = False
         with out.open("ab") as stdout, out.with_suffix(".err").open("ab") as stderr:
             self._process = subprocess.Popen(
                 bound_to_this_process(command),
@@ -52,6 +55,7 @@ class Process:
         if self.running:
             self._process.send_signal(number)
             self.paused = number == signal.SIGSTOP or (self.paused and number != signal.SIGCONT)
+            self.leaving = self.leaving or number == signal.SIGTERM
 
     def kill(self) -> None:
         """SIGKILL, and waits until it is gone. Safe when it has ended."""

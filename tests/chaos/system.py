@@ -21,7 +21,7 @@ from tests.chaos.checker import FINAL
 from tests.chaos.deadlines import KILLED
 from tests.chaos.health import What
 from tests.chaos.history import FACTS, REVISIONS, Fact, Journal, Settings, write_settings
-from tests.chaos.observer import Observer
+from tests.chaos.observer import HistoryLost, Observer
 from tests.chaos.processes import Process, Starter
 from tests.chaos.replay import World, object_of
 from tests.chaos.writes import STARTED
@@ -98,9 +98,9 @@ class System:
         self.collectors[name] = self.starter.collector(name)
 
     def running_collectors(self) -> list[Process]:
-        """Those that run, the one that leads first."""
+        """Those that run and are to go on, the one that leads first."""
         leading = self.leading()
-        running = [process for process in self.collectors.values() if process.running]
+        running = [process for process in self.collectors.values() if process.running and not process.leaving]
         return sorted(running, key=lambda process: process.name != leading)
 
     def resume_collectors(self) -> None:
@@ -174,7 +174,7 @@ class System:
         settings = self.starter.settings
         self.resume_collectors()
         await self.mend()
-        if not any(process.running for process in self.collectors.values()):
+        if not self.running_collectors():
             self.start_collector()
         await self.cluster.wait_healthy()
         await self.until(self._collects, _HEALTHY_S, "no collector leads")
@@ -189,7 +189,7 @@ class System:
         leading = self.leading()
         breaker = self.observer.stored.get(self.keyspace.breaker)
         is_open = breaker is not None and object_of(breaker.value)["open"]
-        return leading is not None and self.collectors[leading].running and not is_open
+        return leading in {process.name for process in self.running_collectors()} and not is_open
 
     async def end(self) -> None:
         """All agents leave and are collected, all collectors leave; then notes what leases etcd still holds."""
@@ -238,7 +238,8 @@ class System:
 async def running(folder: Path, settings: Settings, collect_options: Sequence[str]) -> AsyncIterator[System]:
     """A cluster of three members with an observer, and no agent yet; everything ends with the block.
 
-    Raises an ExceptionGroup with HistoryLost when the observer cannot go on.
+    Raises:
+        HistoryLost: the observer cannot go on.
     """
     write_settings(folder, settings)
     facts, revisions = Journal(folder / FACTS), Journal(folder / REVISIONS)
@@ -249,11 +250,16 @@ async def running(folder: Path, settings: Settings, collect_options: Sequence[st
             starter = Starter(folder, cluster.endpoints, settings, tuple(collect_options))
             system = System(cluster, client, observer, starter, facts, Keyspace(settings.namespace))
             system.note(What.DISTURBED, how="start", unwell=False)
+            failure: BaseException | None = None
             try:
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(observer.run()), group.create_task(system.probe())]
                     yield system
                     for task in tasks:
                         task.cancel()
+            except* (DrillFailed, HistoryLost) as failed:
+                failure = failed.exceptions[0]
             finally:
                 system.kill()
+            if failure is not None:
+                raise failure
