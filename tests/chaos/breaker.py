@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from election.dev.ports import free_ports
 from election.records import Breaker, BreakerReason
 from tests.chaos.history import Settings
 from tests.chaos.replay import object_of
+from tests.chaos.report import Report
 from tests.chaos.system import DrillFailed, System, running
 
 PROCESSES = 4
@@ -28,21 +30,21 @@ _SOON_S = 5.0
 _START_S = 30.0
 
 
-async def drill(
-    folder: Path, settings: Settings, *, agents: int, hold_s: float, tell: Callable[[str], None]
-) -> list[str]:
-    """Runs the scenario, with its history in the folder; returns what was seen, in order.
+async def drill(folder: Path, settings: Settings, *, agents: int, hold_s: float, tell: Callable[[str], None]) -> Report:
+    """Runs the scenario, with its history in the folder, and judges it; the report has what was seen, in order.
 
     Raises:
         DrillFailed: something else was seen.
     """
     names = [f"w{number}" for number in range(1, agents + 1)]
     crowds = {f"p{number}": tuple(names[number::PROCESSES]) for number in range(PROCESSES)}
+    began_s = time.monotonic()
     async with running(folder, settings, ("--breaker-hold", f"{hold_s:g}")) as system:
         scenario = _Scenario(system, crowds, hold_s, tell)
         await scenario.run()
         await system.end()
-    return scenario.seen
+        version = system.cluster.version
+    return Report.of(folder, seen=scenario.seen, etcd=version, took_s=time.monotonic() - began_s)
 
 
 @dataclass
@@ -64,6 +66,7 @@ class _Scenario:
         await self._all_live()
 
         await self._vanish()
+        await self._told()
         await self._come_back()
         await self._closes(BreakerReason.RECOVERED, _SOON_S)
         self._see(not self._reaped(), "they came back, it closed by itself, and nobody was reaped")
@@ -90,7 +93,7 @@ class _Scenario:
         return {agent for crowd in self._half for agent in self.crowds[crowd]}
 
     async def _vanish(self) -> None:
-        """Kills half of the processes: the breaker opens, says why to everybody who asks, and nothing is reaped."""
+        """Kills half of the processes: the breaker opens, and nothing is reaped."""
         before = self._reaped()
         for crowd in self._half:
             self.system.kill_crowd(crowd, self.crowds[crowd])
@@ -105,21 +108,21 @@ class _Scenario:
         )
         await asyncio.sleep(settings.grace_s + _LONGER_S)
         self._see(self._reaped() == before, "and nothing was reaped, for longer than the grace")
-        await self._told()
 
     async def _told(self) -> None:
         """The same is told by the command, over etcd and over gRPC, by the API, and in the collector's events."""
         reason = BreakerReason.VANISHED.value
         for source in ((), ("--server", f"127.0.0.1:{self.port}")):
             shown = await self._ask("show", *source)
-            self._see(shown["open"] is True and shown["reason"] == reason, f"breaker show {' '.join(source)} tells")
+            holds = shown["open"] is True and shown["reason"] == reason
+            self._see(holds, f"`election breaker show` over {'gRPC' if source else 'etcd'} tells why")
         async with dial(f"127.0.0.1:{self.port}") as client:
             answer = (await client.breaker()).value
-        self._see(answer.open and answer.reason is BreakerReason.VANISHED, "GetBreaker tells")
+        self._see(answer.open and answer.reason is BreakerReason.VANISHED, "GetBreaker tells why")
         leading = self.system.leading()
         lines = map(json.loads, self.system.starter.output(leading or "").read_text().splitlines())
         told = [line for line in lines if "breaker" in line["event"]]
-        self._see(bool(told) and told[-1].get("reason") == reason, "the collector's events tell")
+        self._see(bool(told) and told[-1].get("reason") == reason, "the collector's events tell why")
 
     async def _come_back(self) -> None:
         for crowd in self._half:

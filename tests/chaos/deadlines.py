@@ -32,6 +32,11 @@ class Stale:
     unheard: bool = False
     end: str = "open"
 
+    @property
+    def lay_s(self) -> float:
+        """How long it was there."""
+        return self.ended_at_s - self.began_at_s
+
 
 @dataclass(frozen=True, slots=True)
 class Collected:
