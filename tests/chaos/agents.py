@@ -23,7 +23,7 @@ from tests.chaos.system import DrillFailed
 
 _AGENTS, _CROWD = 30, 100
 _QUIET_EVERY = 50
-_HOLD_S = 20.0
+_HOLD_S = 30.0
 
 
 @click.command()

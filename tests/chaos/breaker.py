@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,7 @@ class _Scenario:
             system.start_crowd(crowd, self.crowds[crowd])
         await self._all_live()
 
-        await self._vanish()
-        await self._told()
+        await self._vanish(self._told())
         await self._come_back()
         await self._closes(BreakerReason.RECOVERED, _SOON_S)
         self._see(not self._reaped(), "they came back, it closed by itself, and nobody was reaped")
@@ -92,8 +91,8 @@ class _Scenario:
     def _gone(self) -> set[str]:
         return {agent for crowd in self._half for agent in self.crowds[crowd]}
 
-    async def _vanish(self) -> None:
-        """Kills half of the processes: the breaker opens, and nothing is reaped."""
+    async def _vanish(self, *meanwhile: Awaitable[None]) -> None:
+        """Kills half of the processes: the breaker opens, and nothing is reaped, whatever is done meanwhile."""
         before = self._reaped()
         for crowd in self._half:
             self.system.kill_crowd(crowd, self.crowds[crowd])
@@ -106,16 +105,16 @@ class _Scenario:
             (self._breaker().reason, self._breaker().known) == (BreakerReason.VANISHED, len(everybody)),
             f"{missing} of {len(everybody)} vanished, and the breaker opened",
         )
-        await asyncio.sleep(settings.grace_s + _LONGER_S)
+        await asyncio.gather(asyncio.sleep(settings.grace_s + _LONGER_S), *meanwhile)
         self._see(self._reaped() == before, "and nothing was reaped, for longer than the grace")
 
     async def _told(self) -> None:
         """The same is told by the command, over etcd and over gRPC, by the API, and in the collector's events."""
         reason = BreakerReason.VANISHED.value
-        for source in ((), ("--server", f"127.0.0.1:{self.port}")):
-            shown = await self._ask("show", *source)
+        over_grpc = self._ask("show", "--server", f"127.0.0.1:{self.port}")
+        for source, shown in zip(("etcd", "gRPC"), await asyncio.gather(self._ask("show"), over_grpc), strict=True):
             holds = shown["open"] is True and shown["reason"] == reason
-            self._see(holds, f"`election breaker show` over {'gRPC' if source else 'etcd'} tells why")
+            self._see(holds, f"`election breaker show` over {source} tells why")
         async with dial(f"127.0.0.1:{self.port}") as client:
             answer = (await client.breaker()).value
         self._see(answer.open and answer.reason is BreakerReason.VANISHED, "GetBreaker tells why")

@@ -42,14 +42,14 @@ class Kept:
                 if written:
                     yield Violation("kept", step.number, agent, f"{sorted(written)} were put back, and were not gone")
                 continue
-            for said in self._last(agent, process_of(agent, liveness.after), step.revision.seen_at_s):
+            for said in self._last(agent, process_of(agent, liveness.after), step.number):
                 if written.get(said.key) != said.at_s:
                     text = f"{said.key!r} of {said.at_s:.3f} was kept, and not put back after a reap"
                     yield Violation("kept", step.number, agent, text)
 
-    def _last(self, agent: str, process: str, before_s: float) -> Iterator[Said]:
-        """The last that was kept of each key, where the agent was told that it was written."""
-        last = {each.key: each for each in self._keeps.get((agent, process), []) if each.at_s < before_s}
+    def _last(self, agent: str, process: str, before: int) -> Iterator[Said]:
+        """The last that earlier incarnations kept of each key, where the agent was told that it was written."""
+        last = {each.key: each for each in self._keeps.get((agent, process), []) if each.incarnation < before}
         for each in last.values():
             if (agent, each.key, each.at_s) in self._confirmed:
                 yield each

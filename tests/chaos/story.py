@@ -38,6 +38,7 @@ class Story:
         self.said: list[Said] = []
         self.stored: dict[bytes, Stored] = {}
         self.incarnations: dict[str, int] = {}
+        self._kept: dict[str, bytes] = {}
         self.fact(What.DISTURBED, unwell=False)
         self.probe()
         self.collector("c1")
@@ -107,10 +108,11 @@ class Story:
         self.do((key, CandidateRecord(id).encode()))
         return self.do((key, replace(CandidateRecord(id), elected_at=_AT).encode()))
 
-    def register(self, agent: str) -> Story:
-        """An agent registers."""
+    def register(self, agent: str, *, put_back: str = "") -> Story:
+        """An agent registers; what it keeps under a key is put back."""
         record = AgentRecord(agent, labels={PROCESS: f"{agent}-1"}).encode()
-        self.do((KEYS.alive(agent), record), (KEYS.state(agent, REGISTRATION), record))
+        kept = [(KEYS.state(agent, put_back), self._kept[agent])] if put_back else []
+        self.do((KEYS.alive(agent), record), (KEYS.state(agent, REGISTRATION), record), *kept)
         self.incarnations[agent] = self.revision
         return self.say("registered", agent).say("acted", agent)
 
@@ -123,6 +125,11 @@ class Story:
         """The agent writes a value, and is told so."""
         at_s, value = self.now_s, self.value(agent, **other)
         return self.do((KEYS.state(agent, key), value)).say("wrote", agent, key=key, at_s=at_s)
+
+    def keeps(self, agent: str) -> Story:
+        """The agent writes a value that it keeps."""
+        self._kept[agent] = self.value(agent)
+        return self.say("keeps", agent, key="memory").write(agent, "memory")
 
     def vanish(self, agent: str) -> Story:
         """Its lease ends."""

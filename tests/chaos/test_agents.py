@@ -33,6 +33,6 @@ async def test_forty_faults_break_no_promise(tmp_path: Path) -> None:
 async def test_when_half_vanish_nothing_is_reaped_until_it_is_known_why(tmp_path: Path) -> None:
     """They come back, then an operator gives them up, then the hold ends; and the history breaks no promise."""
     settings = Settings("drill", seed=0, ttl_s=3, grace_s=3, reconcile_s=5)
-    report = await breaker.drill(tmp_path, settings, agents=20, hold_s=10, tell=tell)
+    report = await breaker.drill(tmp_path, settings, agents=20, hold_s=12, tell=tell)
     assert [str(violation) for violation in report.violations] == []
     assert len([line for line in report.seen if "and nobody else" in line]) == 2

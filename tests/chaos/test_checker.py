@@ -200,6 +200,20 @@ def test_a_write_that_was_confirmed_is_there() -> None:
     refused(Story().lives("w1").say("wrote", "w1", key="status"), "and it was not")
 
 
+def test_what_is_kept_is_put_back_after_a_reap_and_only_then() -> None:
+    """In the transaction that registers it again; nothing where its state is still there."""
+
+    def kept() -> Story:
+        return Story().lives("w1").keeps("w1").dies("w1").wait(2).beat()
+
+    assert check(kept().reap("w1").register("w1", put_back="memory").history()) == []
+    assert check(kept().register("w1").history()) == []
+    refused(kept().reap("w1").register("w1"), "was kept, and not put back")
+    refused(kept().register("w1", put_back="memory"), "were put back, and were not gone")
+    unsure = Story().lives("w1").say("keeps", "w1", key="memory").dies("w1").wait(2).beat().reap("w1").register("w1")
+    assert check(unsure.history()) == []
+
+
 # --- deadlines ------------------------------------------------------------------------------------------------------
 
 

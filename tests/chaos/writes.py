@@ -17,7 +17,7 @@ STRANGER = "stranger"
 """Who writes the values that the drill puts by hand."""
 STARTED = "agent started"
 """The fact that a process is started; with `takeover` it may end the life of another one."""
-_TAKES_OVER_S = 20.0
+_TAKES_OVER_S = 30.0
 EVICTS = "evicts"
 """The fact that the liveness key of an incarnation is deleted by hand."""
 
