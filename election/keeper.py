@@ -181,8 +181,12 @@ def main(control: int, stop_s: float, command: list[str]) -> int:
     signal.set_wakeup_fd(noticed)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     keeper = os.getpid()
+    executed, executing = os.pipe()
     if (program := os.fork()) == 0:
         _execute(command, keeper, mask)
+    os.close(executing)
+    os.read(executed, 1)  # ends when the program has its own group, to which signals are sent
+    os.close(executed)
     return Keeper(control, stop_s, program).run(wake)
 
 

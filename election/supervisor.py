@@ -52,7 +52,7 @@ class Program:
         self._process = process
         self._control = control
         self._clock = clock
-        self._kill_at_s = float("inf")
+        self._stop_at_s = self._kill_at_s = float("inf")
 
     def bind(self, stop_at_s: float, kill_at_s: float) -> None:
         """Sets when it is stopped and when it is killed, by the clock, unless it is bound again before.
@@ -60,11 +60,12 @@ class Program:
         It holds whatever becomes of this process. A program that is being stopped goes on being stopped.
         """
         self._kill_at_s = kill_at_s
-        self._say(f"until {stop_at_s!r} {kill_at_s!r}")
+        self._say(f"until {min(stop_at_s, self._stop_at_s)!r} {kill_at_s!r}")
 
     def stop(self) -> None:
         """SIGTERM now, and SIGKILL after `stop_s`, or when it is bound to be killed. Safe to repeat."""
-        self.bind(self._clock.now_s(), self._kill_at_s)
+        self._stop_at_s = min(self._stop_at_s, self._clock.now_s())
+        self.bind(self._stop_at_s, self._kill_at_s)
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to the program's process group."""
@@ -97,7 +98,7 @@ async def running(
     ends with 127 or 126; `find` tells before. A block that is left twice over (cancelled while the program is being
     stopped) kills it.
     """
-    if not command or any("\0" in argument for argument in command):
+    if not command or not command[0] or any("\0" in argument for argument in command):
         raise ConfigError("the command to run is empty or has a NUL character")
     ours, theirs = socket.socketpair()
     ours.setblocking(False)

@@ -17,7 +17,7 @@ from election.cli.agent_documents import (
 )
 from election.cli.exits import OK
 from election.cli.options import Settings, command, parse_label_filter, server_option, setting
-from election.cli.output import hex_of, labels_text, print_json, print_line, print_table, shown, time_text
+from election.cli.output import hex_of, labels_text, print_json, print_line, print_table, shown
 from election.cli.signals import until_signal
 from election.errors import AgentUnknown
 from election.keys import check_name
@@ -121,7 +121,8 @@ def show(settings: Settings, id: str, server: str | None) -> int:
 def watch(settings: Settings, after: int | None, server: str | None) -> int:
     """Tell every change of the agents, until a signal.
 
-    It begins with those that are there, and `synced`. Each line has the revision with which to go on after it: `--after` it, nothing that was reaped is missed.
+    It begins with those that are there, and `synced`. Each line has the revision with which to go on after it:
+    `--after` it, nothing that was reaped is missed.
     """
 
     async def follow() -> None:
@@ -180,11 +181,11 @@ def _print_tombstones(rows: tuple[Tombstone, ...], *, empty: str = "") -> None:
                 row.agent,
                 str(row.incarnation),
                 str(row.part),
-                time_text(row.reaped_at),
+                f"{row.reaped_at:%Y-%m-%d %H:%M}" if row.reaped_at else "-",
                 row.collector or "-",
                 str(row.token),
                 str(len(row.collected)),
-                time_text(row.keep_until),
+                f"{row.keep_until:%Y-%m-%d}" if row.keep_until else "-",
             )
             for row in rows
         ],

@@ -15,7 +15,7 @@ from election.cli.options import Settings, command, operator, seconds, setting
 from election.cli.output import print_json, time_text
 from election.errors import ElectionError
 from election.keys import COLLECTOR_ELECTION
-from election.records import Candidate, leader_of, text_of
+from election.records import Candidate, DrainMark, leader_of, text_of
 from election.store import Store
 
 
@@ -47,13 +47,13 @@ def agents_drain(settings: Settings, id: str, undo: bool) -> int:
                 }
             )
             return
-        asked = (
-            f", asked for by {mark.by or '-'} at {time_text(mark.at)} UTC"
-            if mark and not (undo or done.changed)
-            else ""
-        )
-        verb = "drains" if done.draining else "does not drain"
-        click.echo(f"agent {id} {verb}{' now' if done.changed else ' already' if done.draining else ''}{asked}")
+        match done.draining, done.changed:
+            case True, True:
+                click.echo(f"agent {id} drains now")
+            case True, False:
+                click.echo(f"agent {id} drains already{_asked_by(done.mark)}")
+            case False, changed:
+                click.echo(f"agent {id} {'drains no more' if changed else 'does not drain'}")
 
     asyncio.run(ask())
     return OK
@@ -126,6 +126,10 @@ def agents_restore(settings: Settings, id: str, incarnation: int | None, overwri
 
     asyncio.run(ask())
     return OK
+
+
+def _asked_by(mark: DrainMark | None) -> str:
+    return f", asked for by {mark.by} at {time_text(mark.at)} UTC" if mark and mark.by else ""
 
 
 def _print_remains(settings: Settings, found: Remains) -> None:

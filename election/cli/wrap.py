@@ -58,8 +58,9 @@ def agents_run(
 ) -> int:
     """Run CMD while registered as the agent ID.
 
-    Registers, runs CMD, leaves when CMD ends, and exits with its exit code. CMD finds ELECTION_AGENT_ID, ELECTION_AGENT_INCARNATION, ELECTION_NAMESPACE and ELECTION_ENDPOINTS in its
-    environment. SIGINT and SIGTERM are passed on to it and to what it has started.
+    Registers, runs CMD, leaves when CMD ends, and exits with its exit code. CMD finds ELECTION_AGENT_ID,
+    ELECTION_AGENT_INCARNATION, ELECTION_NAMESPACE and ELECTION_ENDPOINTS in its environment. SIGINT and SIGTERM are
+    passed on to it and to what it has started.
 
     When the registration is lost, CMD is stopped before another process can have the id: then it is started anew as
     the next incarnation (restart), or this exits with 4 (stop). `ignore` leaves CMD alone. What this command itself has

@@ -92,7 +92,7 @@ def _nested(planner: Planner, burial: Burial, lease: int) -> rpc.RequestOp:
         request_txn=rpc.TxnRequest(
             compare=burial.compare,
             success=[*burial.changes, bury],
-            failure=[txn.get(planner.keyspace.alive(burial.suspect.agent))],
+            failure=[txn.head(planner.keyspace.alive(burial.suspect.agent))],
         )
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 from election.etcd.client import EtcdClient
@@ -25,17 +26,19 @@ class Retention:
         self._until_s = 0.0
         self._left = 0
         self._used = False
+        self._granting = asyncio.Lock()
 
     async def lease(self, tombstones: int) -> int:
         """A lease for so many tombstones more."""
-        now_s = self._client.clock.now_s()
-        if not self._lease or now_s >= self._until_s or tombstones > self._left:
-            await self.release()
-            self._lease = (await self._client.lease_grant(self._ttl_s)).ID
-            self._until_s = now_s + self._shared_for_s
-            self._left = max(_TOMBSTONES, tombstones)
-        self._left -= tombstones
-        return self._lease
+        async with self._granting:
+            now_s = self._client.clock.now_s()
+            if not self._lease or now_s >= self._until_s or tombstones > self._left:
+                await self.release()
+                self._lease = (await self._client.lease_grant(self._ttl_s)).ID
+                self._until_s = now_s + self._shared_for_s
+                self._left = max(_TOMBSTONES, tombstones)
+            self._left -= tombstones
+            return self._lease
 
     def used(self) -> None:
         """Something was put under the present lease, or may have been."""

@@ -13,6 +13,7 @@ import heapq
 import logging
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from election.backoff import Backoff
 from election.errors import AccessDenied, EtcdError
@@ -34,10 +35,10 @@ _TURN_S = 0.02
 _LOOK_S = 1.0
 """The longest time between two looks at the clock, which goes on in a suspend, when timers stand still."""
 _RETRY_S, _RETRY_MAX_S = 0.05, 0.25
+_SUSPECTED_S = 1.0
+"""How much later a renewal is tried again that may be what blocks its stream."""
 _SETTLED_S = 5.0
 """How old a stream has to be before one to etcd's leader takes its place."""
-
-_KeepAlive = Stream[rpc.LeaseKeepAliveRequest, rpc.LeaseKeepAliveResponse]
 
 
 class KeptLease:
@@ -46,7 +47,7 @@ class KeptLease:
     `gone` says that etcd does not know the lease any more.
     """
 
-    __slots__ = ("deadline_s", "due_at_s", "gone", "id", "margin_s", "renew_s", "sent_at_s")
+    __slots__ = ("deadline_s", "due_at_s", "gone", "id", "margin_s", "renew_s")
 
     def __init__(self, lease: Lease) -> None:
         self.id = lease.id
@@ -54,15 +55,26 @@ class KeptLease:
         self.renew_s = lease.renew_s
         self.deadline_s = lease.deadline_s
         self.due_at_s = 0.0
-        self.sent_at_s = 0.0
         self.gone = False
+
+
+@dataclass(slots=True)
+class _Line:
+    """One stream: the member that serves it, and when each renewal was sent that it has not answered.
+
+    Of each lease at most one is on its way, so that no answer is taken for that of a later request.
+    """
+
+    member: int
+    stream: Stream[rpc.LeaseKeepAliveRequest, rpc.LeaseKeepAliveResponse]
+    sent_at_s: dict[int, float] = field(default_factory=dict)
 
 
 class KeepAlive:
     """Keeps leases alive while `run` runs; `lost` tells of those that it could not.
 
     A renewal moves the deadline of its lease to `sent_at + ttl - margin`, with `sent_at` read before the request was
-    written. Of each lease at most one renewal is on its way, so no answer is taken for that of a later request.
+    written.
     """
 
     def __init__(self, client: EtcdClient, rng: random.Random) -> None:
@@ -76,7 +88,6 @@ class KeepAlive:
         """A heap: when to renew which lease. Those that were forgotten are skipped when they come up."""
         self._ends: list[tuple[float, int]] = []
         """A heap of deadlines. One that has moved on is put back when it comes up."""
-        self._unanswered: dict[int, KeptLease] = {}
         self._gone: list[KeptLease] = []
         self._due_earlier = asyncio.Event()
         self._ends_earlier = asyncio.Event()
@@ -96,21 +107,22 @@ class KeepAlive:
     def forget(self, kept: KeptLease) -> None:
         """Renews a lease no more; harmless for one that is not kept alive."""
         self._leases.pop(kept.id, None)
-        self._unanswered.pop(kept.id, None)
 
     async def lost(self) -> list[KeptLease]:
         """Waits until leases are lost, and forgets them: etcd does not know them, or their deadlines have passed."""
         while True:
             now_s = self._clock.now_s()
-            lost, self._gone = self._gone, []
+            lost = [kept for kept in self._gone if kept.id in self._leases]
+            self._gone.clear()
             while self._ends and self._ends[0][0] <= now_s:
                 kept = self._leases.get(heapq.heappop(self._ends)[1])
                 if kept is not None and kept.deadline_s > now_s:
                     heapq.heappush(self._ends, (kept.deadline_s, kept.id))
-                elif kept is not None:
-                    self.forget(kept)
+                elif kept is not None and not kept.gone:
                     lost.append(kept)
             if lost:
+                for kept in lost:
+                    self.forget(kept)
                 return lost
             await _wait(self._ends_earlier, self._ends[0][0] - now_s if self._ends else _LOOK_S)
 
@@ -133,10 +145,6 @@ class KeepAlive:
                 if isinstance(error, AccessDenied) and (not refused or self.answered > before):
                     logger.warning("leases cannot be renewed: %s", error)
                 refused = isinstance(error, AccessDenied)
-            finally:
-                for kept in self._unanswered.values():
-                    self._renew_at(kept, kept.due_at_s)
-                self._unanswered.clear()
             if self.answered > before:
                 backoff.reset()
                 failures = 0
@@ -158,47 +166,48 @@ class KeepAlive:
         self._leader_known_in = 0
         if not failures:
             await self._approach_leader()
-        member, stream = await self._client.open(methods.LEASE_KEEP_ALIVE)
-        reading = asyncio.create_task(self._read(stream, member), name="keepalive")
+        line = _Line(*await self._client.open(methods.LEASE_KEEP_ALIVE))
+        reading = asyncio.create_task(self._read(line), name="keepalive")
         try:
-            moves = await self._write_until_over(stream, member, reading, attempt_s(self._client, failures))
+            moves = await self._write_until_over(line, reading, attempt_s(self._client, failures))
         finally:
             reading.cancel()
-            stream.cancel()
+            line.stream.cancel()
+            for lease_id in line.sent_at_s:
+                if (kept := self._leases.get(lease_id)) is not None:
+                    self._renew_at(kept, kept.due_at_s)
             await asyncio.wait({reading})
         if not reading.cancelled():
             reading.result()
         return moves
 
-    async def _write_until_over(
-        self, stream: _KeepAlive, member: int, reading: asyncio.Task[None], limit_s: float
-    ) -> bool:
+    async def _write_until_over(self, line: _Line, reading: asyncio.Task[None], limit_s: float) -> bool:
         opened_at_s, answered, quiet_s = self._clock.now_s(), self.answered, 0.0
         while not reading.done():
             began_s = self._clock.now_s()
             try:
                 async with asyncio.timeout(limit_s):
-                    written = await self._write_due(stream)
+                    written = await self._write_due(line, began_s + limit_s / 2)
             except TimeoutError:
-                self._client.avoid(member)
+                self._suspect(line)
                 return False
             except RpcFailed:
                 await asyncio.wait({reading}, timeout=limit_s)  # it is told why
                 return False
-            if not self._unanswered:
+            if not line.sent_at_s:
                 await self._until_due()
             elif written < _BATCH:
                 await self._clock.sleep_s(_TURN_S)
             # A pause of this process is no silence of etcd's: it counts as no more than the turn that it was.
             quiet_s += min(self._clock.now_s() - began_s, 2 * _TURN_S)
-            if self.answered > answered or not self._unanswered:
+            if self.answered > answered or not line.sent_at_s:
                 answered, quiet_s = self.answered, 0.0
             if quiet_s >= limit_s:
-                self._client.avoid(member)
+                self._suspect(line)
                 return False
             if self._leader_known_in != self._client.raft_term and began_s >= opened_at_s + _SETTLED_S:
                 await self._approach_leader()
-                if self._client.member != member:
+                if self._client.member != line.member:
                     return True
         return False
 
@@ -206,55 +215,64 @@ class KeepAlive:
         await self._client.approach_leader()
         self._leader_known_in = self._client.raft_term
 
-    async def _write_due(self, stream: _KeepAlive) -> int:
-        """Writes a batch of what is due, if there is room for it; returns how many."""
+    def _suspect(self, line: _Line) -> None:
+        """The member is silent, or the lease that it serves at present blocks it: neither is to come next."""
+        self._client.avoid(line.member)
+        first = next(iter(line.sent_at_s), None)
+        if first is not None and (kept := self._leases.get(first)) is not None:
+            del line.sent_at_s[first]
+            self._renew_at(kept, self._clock.now_s() + _SUSPECTED_S)
+
+    async def _write_due(self, line: _Line, until_s: float) -> int:
+        """Writes a batch of what is due, as far as there is room for it and time; returns how many."""
         written = 0
-        for kept in self._due_now():
-            await stream.write(rpc.LeaseKeepAliveRequest(ID=kept.id))
+        for lease_id in self._due_now(line, until_s):
+            await line.stream.write(rpc.LeaseKeepAliveRequest(ID=lease_id))
             written += 1
         return written
 
-    def _due_now(self) -> Iterator[KeptLease]:
-        """A batch of leases whose renewals are to be written at once, one after the other."""
+    def _due_now(self, line: _Line, until_s: float) -> Iterator[int]:
+        """A batch of leases whose renewals are to be written, each at once."""
         for _ in range(_BATCH):
             now_s = self._clock.now_s()
-            if not self._due or self._due[0][0] > now_s + _TURN_S or len(self._unanswered) >= _WINDOW:
+            if not self._due or self._due[0][0] > now_s + _TURN_S or len(line.sent_at_s) >= _WINDOW or now_s > until_s:
                 return
-            kept = self._leases.get(heapq.heappop(self._due)[1])
-            if kept is not None and now_s < kept.deadline_s:
-                kept.sent_at_s = now_s
-                self._unanswered[kept.id] = kept
-                yield kept
+            due_at_s, lease_id = heapq.heappop(self._due)
+            kept = self._leases.get(lease_id)
+            if kept is None or kept.due_at_s != due_at_s or lease_id in line.sent_at_s:
+                continue
+            if now_s < kept.deadline_s:
+                line.sent_at_s[lease_id] = now_s
+                yield lease_id
 
-    async def _read(self, stream: _KeepAlive, member: int) -> None:
+    async def _read(self, line: _Line) -> None:
         """Takes answers until the stream fails, or its member answers from a raft term that is over."""
         while True:
             try:
-                answer = await stream.read()
+                answer = await line.stream.read()
             except RpcFailed as failure:
-                if (error := self._client.stream_error(failure, member)) is not None:
+                if (error := self._client.stream_error(failure, line.member)) is not None:
                     raise error from None
                 return
             if answer is None or answer.header.raft_term < self._client.raft_term:
-                self._client.avoid(member)
+                self._client.avoid(line.member)
                 return
             self._client.note(answer)
-            self._take(answer)
+            self._take(answer, line.sent_at_s.pop(answer.ID, None))
 
-    def _take(self, answer: rpc.LeaseKeepAliveResponse) -> None:
+    def _take(self, answer: rpc.LeaseKeepAliveResponse, sent_at_s: float | None) -> None:
         self.answered += 1
-        kept = self._unanswered.pop(answer.ID, None)
-        if kept is None:
+        kept = self._leases.get(answer.ID)
+        if kept is None or sent_at_s is None:
             return
         if answer.TTL <= 0:
             kept.gone = True
-            self.forget(kept)
             self._gone.append(kept)
             self._ends_earlier.set()
             return
-        kept.deadline_s = kept.sent_at_s + answer.TTL - kept.margin_s
+        kept.deadline_s = max(kept.deadline_s, sent_at_s + answer.TTL - kept.margin_s)
         # Not all at the whole interval, so that bursts dissolve.
-        self._renew_at(kept, kept.sent_at_s + kept.renew_s * self._rng.uniform(0.8, 1.0))
+        self._renew_at(kept, sent_at_s + kept.renew_s * self._rng.uniform(0.8, 1.0))
 
     # --- the clock ---------------------------------------------------------------------------------------------
 

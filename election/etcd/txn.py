@@ -53,6 +53,11 @@ def none_older(prefix: bytes, revision: int) -> rpc.Compare:
     )
 
 
+def get_prefix(prefix: bytes) -> rpc.RequestOp:
+    """Reads all keys with a prefix, by name."""
+    return rpc.RequestOp(request_range=rpc.RangeRequest(key=prefix, range_end=range_end(prefix)))
+
+
 def put(key: bytes, value: bytes, *, lease: int = 0, keep_lease: bool = False) -> rpc.RequestOp:
     """Writes a key. With `keep_lease` it must exist, and stays on its lease."""
     return rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=value, lease=lease, ignore_lease=keep_lease))
@@ -63,21 +68,16 @@ def get(key: bytes) -> rpc.RequestOp:
     return rpc.RequestOp(request_range=rpc.RangeRequest(key=key))
 
 
-def head(key: bytes) -> rpc.RequestOp:
-    """Reads what etcd knows of a key, without its value."""
-    return rpc.RequestOp(request_range=rpc.RangeRequest(key=key, keys_only=True))
-
-
-def get_prefix(prefix: bytes) -> rpc.RequestOp:
-    """Reads all keys with a prefix, by name."""
-    return rpc.RequestOp(request_range=rpc.RangeRequest(key=prefix, range_end=range_end(prefix)))
-
-
 def names(prefix: bytes, *, limit: int = 0) -> rpc.RequestOp:
     """Reads the keys with the prefix without their values, the first so many; 0 for all."""
     return rpc.RequestOp(
         request_range=rpc.RangeRequest(key=prefix, range_end=range_end(prefix), limit=limit, keys_only=True)
     )
+
+
+def head(key: bytes) -> rpc.RequestOp:
+    """Reads what etcd knows of a key, without its value."""
+    return rpc.RequestOp(request_range=rpc.RangeRequest(key=key, keys_only=True))
 
 
 def oldest(prefix: bytes) -> rpc.RequestOp:

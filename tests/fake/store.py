@@ -164,14 +164,16 @@ class Store:
         return deleted
 
     def compact(self, revision: int) -> None:
-        """Forgets the versions and changes before a revision."""
+        """Forgets the versions before a revision.
+
+        A watch cannot begin before it any more. The changes are kept for the watchers of a member that lags behind:
+        it tells them when it applies them, and compacts only then.
+        """
         if revision <= self.compacted:
             raise statuses.COMPACTED.error()
         if revision > self.revision:
             raise statuses.FUTURE_REVISION.error()
         self.compacted = revision
-        for at in [at for at in self._events if at < revision]:
-            del self._events[at]
         for key in list(self._keys):
             self._forget(key, revision)
 

@@ -33,7 +33,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from election.collector import CollectorEvent, Reaped, ReapFailed, Suspected
+from election.collector import BreakerClosed, BreakerOpened, CollectorEvent, Reaped, ReapFailed, Suspected
 from election.errors import ConfigError, LossReason, ViewStale
 from election.leadership import (
     AttemptFailed,
@@ -54,7 +54,7 @@ from election.leadership import (
 from election.machine import Transition
 from election.published import TooSlow
 from election.reader import MAX_AGE_S, Answer, Source
-from election.records import AgentState, Election, Leader, Tombstone
+from election.records import AgentState, Breaker, BreakerReason, Election, Leader, Tombstone
 from election.telemetry import Export, Telemetry, export
 from election.token import Token
 
@@ -409,6 +409,31 @@ async def test_every_reap_is_counted_and_traced(recorded: Recorded) -> None:
     assert span.name == "election.reap"
     assert span.attributes == {"agent": "w-1", "incarnation": 42, "token": "0-7", "collector": "a"}
     assert (span.start_time, span.end_time) == (nanoseconds(10), nanoseconds(12))
+
+
+async def test_an_open_breaker_is_shown_by_the_collector_that_leads(recorded: Recorded) -> None:
+    """With its reason; and in its next term, when it may have been closed by another, only if it finds it open."""
+    opened = Breaker(open=True, reason=BreakerReason.VANISHED, missing=5, known=6)
+    collector = FakeCollector(BreakerOpened(opened), Suspected("w-1", 10.0))
+    async with running(recorded.telemetry.watch_collector(collector)):
+        await collector.all_read.wait()
+        assert recorded.points("election.collector.breaker") == []
+        collector.candidate.is_leader = True
+        assert recorded.value("election.collector.breaker", collector="a", reason="vanished") == 1
+    assert recorded.points("election.collector.breaker") == []
+
+    closed = FakeCollector(BreakerOpened(opened), BreakerClosed(Breaker(reason=BreakerReason.OPERATOR)))
+    deposed = FakeCollector(None, BreakerOpened(opened))
+    deposed.candidate = FakeCandidate(at(0, None, LEADING), at(1, DeadlinePassed(1.0), leaving(LossReason.EXPIRED)))
+    deposed.candidate.id = "b"
+    for each in (closed, deposed):
+        each.candidate.is_leader = True
+    # The fake has its transitions for one reader only, and here it is not the metrics of terms.
+    async with running(recorded.telemetry.watch_collector(closed), recorded.telemetry._reaps.watch(deposed)):
+        await closed.all_read.wait()
+        await deposed.candidate.all_read.wait()
+        assert recorded.value("election.collector.breaker", collector="a", reason="") == 0
+        assert recorded.value("election.collector.breaker", collector="b", reason="") == 0
 
 
 # --- views -------------------------------------------------------------------------------------------------------
