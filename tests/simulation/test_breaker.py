@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 
 import pytest
 from google.protobuf.message import Message
@@ -17,6 +18,7 @@ from tests.fake.clock import virtual
 from tests.simulation.fleet import (
     GRACE_S,
     Working,
+    agent_on,
     collector_on,
     is_reap,
     leave_state,
@@ -136,6 +138,25 @@ async def test_who_was_given_up_is_given_up_for_the_next_collector_as_well() -> 
             await asyncio.sleep(GRACE_S + 1)
             assert await with_state(later.client) == set(FLEET[5:9])
             assert reasons(later) == []
+
+
+@virtual
+async def test_who_was_given_up_once_is_not_given_up_for_ever() -> None:
+    """An agent that has registered since, and is gone again, counts."""
+    here = world()
+    async with here.machine() as machine, here.machine() as host:
+        await leave_state(machine.client, FLEET[4:], alive=True)
+        await close_breaker(machine.client, KEYS, by="op")
+        async with AsyncExitStack() as stack:
+            for name in FLEET[:4]:
+                await stack.enter_async_context(agent_on(host, name))
+            host.transport.cut(0, 1, 2)
+            await asyncio.sleep(20)
+            await vanish(machine.client, FLEET[8:])
+            async with working(here, breaker=BREAKER) as later:
+                await asyncio.sleep(60)
+                assert await with_state(later.client) == set(FLEET)
+                assert reasons(later) == [(True, BreakerReason.VANISHED)]
 
 
 @virtual

@@ -152,6 +152,27 @@ def test_state_that_changed_since_it_was_read_is_not_reaped_as_it_was(change: st
 
 
 @virtual
+async def test_an_agent_whose_registration_is_deleted_meanwhile_is_not_reaped_as_that_incarnation() -> None:
+    """What the tombstone says of it was there at that moment, too."""
+    here = world()
+    async with working(here) as machine, here.machine() as host, agent_on(host) as agent:
+        await agent.put("task", "x")
+        deleted = False
+
+        async def before(_: int, __: Method[Any, Any], request: Message) -> None:
+            nonlocal deleted
+            if not deleted and is_reap(request):
+                deleted = True
+                await machine.client.delete(KEYS.state("w", REGISTRATION))
+
+        machine.machine.transport.before_call = before
+        await die(host, agent)
+        await asyncio.sleep(TTL_S + GRACE_S + 3)
+        assert deleted
+        assert [tombstone.incarnation for tombstone in await tombstones(machine.client)] == [0]
+
+
+@virtual
 async def test_no_lease_is_left_behind_by_a_reap_that_etcd_refused() -> None:
     """A tombstone's lease goes with a tombstone that was not written."""
     here = world()
@@ -402,6 +423,26 @@ async def test_tombstones_share_leases_and_none_is_left_without_one() -> None:
 
 
 @virtual
+async def test_a_collector_that_is_cancelled_while_it_reaps_takes_no_tombstone_with_it() -> None:
+    """etcd has done it, and the answer finds nobody."""
+    here = world()
+    async with here.machine() as machine:
+        await leave_state(machine.client, ["w"])
+        running = asyncio.create_task(collector_on(machine, "c").run())
+
+        async def after(_: int, __: Method[Any, Any], answer: Message) -> None:
+            if isinstance(answer, rpc.TxnResponse) and not await stored(here_too.client):
+                running.cancel()
+                await asyncio.sleep(5)
+
+        async with here.machine() as here_too:
+            machine.transport.after_call = after
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            assert len(await tombstones(here_too.client)) == 1
+
+
+@virtual
 async def test_a_lease_of_tombstones_that_is_gone_is_replaced() -> None:
     """Whoever took it."""
     here = world()
@@ -454,11 +495,12 @@ async def test_state_of_one_id_that_never_registers_has_a_tombstone_each_time() 
 
 @virtual
 async def test_an_agent_that_is_back_before_its_last_part_keeps_the_rest() -> None:
-    """Each key is in a tombstone or in its state, and the record of its registration is its new one."""
+    """Each key is in a tombstone or in its state; and what it keeps is put back, since something was collected."""
     here = world()
     async with working(here) as machine, here.machine() as host, agent_on(host) as agent:
         for number in range(150):
             await agent.put(f"k{number:03}", b"x")
+        await agent.put("a-kept", b"kept", keep=True)
         reaping = 0
 
         async def before(_: int, __: Method[Any, Any], request: Message) -> None:
@@ -474,10 +516,12 @@ async def test_an_agent_that_is_back_before_its_last_part_keeps_the_rest() -> No
         await asyncio.sleep(TTL_S + GRACE_S + 20)
         [tombstone] = await tombstones(machine.client)
         collected = {entry.key for entry in tombstone.collected}
-        kept = (await agent.items()).keys()
+        kept = await agent.items()
+        assert kept.pop("a-kept") == b"kept"
+        collected.remove("a-kept")
         assert len(collected) >= 90
-        assert collected | kept == {f"k{number:03}" for number in range(150)}
-        assert not collected & kept
+        assert collected | kept.keys() == {f"k{number:03}" for number in range(150)}
+        assert not collected & kept.keys()
         agent.check()
 
 
