@@ -1,44 +1,46 @@
-"""An agent: registers under a lease, keeps it alive, and stores state that only its living incarnation can write."""
+"""An agent: registers under a lease, and stores state that only its living incarnation can write."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import random
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from election.backoff import Backoff
 from election.config import AgentConfig, check_labels
-from election.errors import AgentExists, AgentLost, ConfigError, EtcdError, LeaseNotFound, RecordTooLarge
+from election.errors import AgentExists, AgentLost, ConfigError, EtcdError, LossReason, RecordTooLarge
 from election.etcd import txn
-from election.etcd.client import EtcdClient, Repeat
-from election.etcd.lease import Lease, grant, let_go, renewals
+from election.etcd.client import EtcdClient
+from election.etcd.keepalive import KeptLease
+from election.etcd.lease import Lease
+from election.kept import KeptValues
 from election.keys import REGISTRATION, Keyspace, check_name
 from election.pb.etcd import rpc_pb2 as rpc
 from election.published import Published
 from election.records import STATE_LIMIT, AgentRecord, StateEntry
-
-logger = logging.getLogger("election")
+from election.registration import Registration, evict, leave, register
+from election.roster import Roster
+from election.token import LARGEST_REVISION
 
 
 @dataclass(frozen=True, slots=True)
-class Registration:
-    """One life of an agent. The incarnation is the create revision of its liveness key."""
+class _Life:
+    """Where an agent stands: registered; lost, and why; and whether it stays so."""
 
-    incarnation: int
-    lease: int
-    deadline_s: float
+    registration: Registration | None = None
+    loss: LossReason | None = None
+    over: bool = False
 
 
 class Agent:
     """An agent, registered inside its `async with` block; made by `Store.agent`.
 
-    When its lease is lost it registers again by itself, as a new incarnation; in between `check` raises. What it
-    stored outlives it until the collector has collected it, or until it comes back within the grace.
+    When its lease is lost it registers again by itself, as a new incarnation, unless the settings say otherwise; in
+    between `check` raises. What it stored outlives it until a collector has collected it, or until it comes back.
+    With `takeover`, its first registration ends the life of another holder of the id; the later ones do not, or two
+    processes would take turns for ever.
     """
 
     def __init__(
@@ -50,17 +52,25 @@ class Agent:
         address: str = "",
         labels: Mapping[str, str] | None = None,
         config: AgentConfig | None = None,
+        takeover: bool = False,
+        roster: Roster | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.id = check_name("agent", id)
+        self.config = config or AgentConfig()
+        self.alive_key = keyspace.alive(id)
         self._client = client
         self._keyspace = keyspace
-        self._config = config or AgentConfig()
-        self._rng = rng or random.Random()
-        self._alive_key = keyspace.alive(id)
-        self._record = AgentRecord(id, address, check_labels(labels or {}))
-        self._published: Published[Registration | None] = Published(None)
-        self._living: asyncio.Task[None] | None = None
+        self._takeover = takeover
+        self._roster = roster or Roster(client, rng=rng)
+        self._record = _checked(AgentRecord(id, address, check_labels(labels or {}), client.clock.wall()))
+        self._life = Published(_Life())
+        self._lease: KeptLease | None = None
+        self._left_behind: Registration | None = None
+        """The registration that nobody keeps alive any more, and that nobody has ended."""
+        self._failure: BaseException | None = None
+        self._kept = KeptValues()
+        self._last_incarnation = 0
 
     async def __aenter__(self) -> Self:
         """Registers.
@@ -69,37 +79,70 @@ class Agent:
             AgentExists: another live process holds the id.
             EtcdError: etcd could not be used.
         """
-        lease = await self._register()
-        self._living = asyncio.create_task(self._live(lease), name=f"agent {self.id}")
+        if self._life.value.over:
+            self._life.set(_Life())
+        self._failure = self._left_behind = None
+        try:
+            await self._roster.enter(self)
+        except AgentExists:
+            if not self._takeover:
+                raise
+            await evict(self._client, self._keyspace, self.id)
+            await self._roster.enter(self)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Removes the liveness key; the state stays for the collector. Never raises for etcd's sake."""
-        registration = self._published.value
-        self._published.set(None)
-        if self._living is not None:
-            self._living.cancel()
-            await asyncio.wait({self._living})
-            if not self._living.cancelled():
-                self._living.result()
-        if registration is not None:
-            await let_go(self._client, registration.lease, whose=f"agent {self.id}")
+        """Says that it leaves, and removes the liveness key; never raises for etcd's sake.
+
+        Its state stays for the collector, or is deleted in the same transaction, as the settings say.
+
+        Raises:
+            RuntimeError: what keeps agents alive has failed, because of an error in this library.
+        """
+        life = self._life.value
+        registration = life.registration or self._left_behind
+        if not life.over:
+            self._life.set(_Life(loss=LossReason.RESIGNED, over=True))
+        self._kept.clear()
+        try:
+            await self._roster.leave(self)
+        finally:
+            if registration is not None:
+                await leave(self._client, self._keyspace, self._record, registration, keep_state=self.config.keep_state)
+        if self._failure is not None:
+            raise RuntimeError(f"agent {self.id!r} was not kept alive any more") from self._failure
+
+    # --- life ------------------------------------------------------------------------------------------------
 
     @property
     def registration(self) -> Registration | None:
         """The present registration; None while there is none."""
-        return self._published.value
+        return self._life.value.registration
 
     def registrations(self) -> AsyncGenerator[Registration | None]:
-        """The present registration and every later one (also after each renewal); None for each loss."""
-        return self._published.values()
+        """The present registration and every later one, and None for each loss; ends when it stays lost, or leaves."""
+        return _registrations(self._life.values())
+
+    @property
+    def lost(self) -> Awaitable[LossReason]:
+        """To be awaited, by any number of tasks: why the present registration ended, as soon as that is noticed.
+
+        Where there is none at present, it is why the last one ended. Cancelling the wait does nothing else.
+        """
+        return _Lost(self._life)
 
     @property
     def incarnation(self) -> int:
         """The present incarnation; raises AgentLost as `check` does."""
         return self.check().incarnation
+
+    def remaining_s(self) -> float:
+        """Seconds until the deadline, as it stands now; 0 while there is no registration."""
+        if self._life.value.registration is None or self._lease is None:
+            return 0.0
+        return max(self._lease.deadline_s - self._client.clock.now_s(), 0.0)
 
     def check(self) -> Registration:
         """The registration, if the lease is certainly alive. Compares the clock with its deadline at every call.
@@ -107,29 +150,47 @@ class Agent:
         Raises:
             AgentLost: the lease is gone, or its deadline has passed without a renewal.
         """
-        registration = self._published.value
-        if registration is None or self._client.clock.now_s() >= registration.deadline_s:
-            raise AgentLost(f"agent {self.id!r} has no living lease at present: wait until it has registered again")
-        return registration
+        life = self._life.value
+        if life.registration is not None and self.remaining_s() > 0:
+            return life.registration
+        if life.over or not self.config.register_again:
+            raise AgentLost(f"agent {self.id!r} has no lease any more, and stays lost") from self._failure
+        raise AgentLost(f"agent {self.id!r} has no living lease at present: wait until it has registered again")
 
     # --- state -----------------------------------------------------------------------------------------------
 
-    async def put(self, key: str, value: bytes | str) -> None:
+    async def put(self, key: str, value: bytes | str, *, keep: bool = False) -> None:
         """Stores a value of at most 64 KiB, if this incarnation is still alive.
 
+        With `keep` it is also kept in memory, until the key is put or deleted again: where a collector has collected
+        what this agent had, although it comes back, the value is stored anew in the transaction that registers it.
+
         Raises:
-            AgentLost: this incarnation is over; nothing was written.
-            ConfigError: the key or the value cannot be used; nothing was written.
-            EtcdError: `indefinite` when it may have been written all the same.
+            AgentLost: this incarnation is over; nothing was written, or nothing that will not be collected.
+            ConfigError: the key or the value cannot be used, or not be kept; nothing was written.
+            EtcdError: `indefinite` when it may have been written all the same; the key is not kept then.
         """
         data = value.encode() if isinstance(value, str) else value
         if len(data) > STATE_LIMIT:
             raise RecordTooLarge(f"the value of {key!r} has {len(data)} bytes, and {STATE_LIMIT} are allowed")
-        await self._write(txn.put(self._state_key(key), data))
+        operation = txn.put(self._state_key(key), data)
+        if not keep:
+            await self._write(key, operation)
+            self._kept.forget(key)
+            return
+        with self._kept.room_for(key, data):
+            incarnation = await self._write(key, operation)
+            if self.registration is None or self.registration.incarnation != incarnation:
+                raise AgentLost(
+                    f"agent {self.id!r} lost incarnation {incarnation} while it stored {key!r}: put it again"
+                )
+            self._kept.keep(key, data)
 
     async def delete(self, key: str) -> None:
-        """Deletes a value, if this incarnation is still alive; raises as `put` does."""
-        await self._write(txn.delete(self._state_key(key)))
+        """Deletes a value, if this incarnation is still alive, and keeps it no more; raises as `put` does."""
+        operation = txn.delete(self._state_key(key))
+        self._kept.forget(key)
+        await self._write(key, operation)
 
     async def get(self, key: str) -> bytes | None:
         """Reads one of its own values, linearizably."""
@@ -148,99 +209,74 @@ class Agent:
             raise ConfigError(f"the state key {REGISTRATION!r} is the agent's own record: use another name")
         return self._keyspace.state(self.id, key)
 
-    async def _write(self, operation: rpc.RequestOp) -> None:
-        incarnation = self.check().incarnation
-        answer = await self._client.txn([txn.created_at(self._alive_key, incarnation)], [operation])
-        if not answer.succeeded:
-            registration = self._published.value
-            if registration and registration.incarnation == incarnation:
-                self._published.set(None)  # register again: the lease may live on, but the key is gone
-            raise AgentLost(f"agent {self.id!r} is not incarnation {incarnation} any more: nothing was written")
-
-    # --- liveness --------------------------------------------------------------------------------------------
-
-    async def _register(self) -> Lease:
-        config = self._config
-        lease = await grant(self._client, ttl_s=config.ttl_s, margin_s=config.margin_s, renew_s=config.ttl_s / 3)
-        record = replace(self._record, registered_at=self._client.clock.wall()).encode()
+    async def _write(self, key: str, operation: rpc.RequestOp) -> int:
+        """Writes, and returns the incarnation under which it was done."""
+        registration = self.check()
+        own = txn.created_at(self.alive_key, registration.incarnation)
         try:
-            answer = await self._client.txn(
-                [txn.absent(self._alive_key)],
-                [
-                    txn.put(self._alive_key, record, lease=lease.id),
-                    # Outlives the lease: it tells the collector which incarnation left its state behind.
-                    txn.put(self._keyspace.state(self.id, REGISTRATION), record),
-                ],
-                [txn.get(self._alive_key)],
-                repeat=Repeat.SAFE,  # a second execution finds the first one's key, with our own lease
-            )
-            incarnation = answer.header.revision
-            if not answer.succeeded:
-                found = answer.responses[0].response_range.kvs
-                if not found or found[0].lease != lease.id:
-                    raise AgentExists(
-                        f"agent {self.id!r} is alive elsewhere: use another id, or wait until its lease has ended"
-                    )
-                incarnation = found[0].create_revision
-        except BaseException:
-            await let_go(self._client, lease.id, whose=f"agent {self.id}")
+            answer = await self._client.txn([own], [operation])
+        except BaseException as error:
+            if not isinstance(error, EtcdError) or error.indefinite:
+                self._kept.forget(key)  # nobody knows which value is there
             raise
-        self._published.set(Registration(incarnation, lease.id, lease.deadline_s))
-        return lease
+        if not answer.succeeded:
+            self._roster.lose(self, registration)
+            raise AgentLost(
+                f"agent {self.id!r} is not incarnation {registration.incarnation} any more: nothing was written"
+            )
+        return registration.incarnation
 
-    async def _live(self, lease: Lease) -> None:
-        """Renews until the lease is lost, and registers again, for ever."""
-        backoff = Backoff(self._config.retry_s, self._config.retry_max_s, self._rng)
-        while True:
-            await self._hold(lease)
-            self._published.set(None)
-            logger.warning("agent %s has lost its lease and registers again", self.id)
-            await let_go(self._client, lease.id, whose=f"agent {self.id}")
-            lease = await self._register_again(backoff)
+    # --- what its roster calls -------------------------------------------------------------------------------
 
-    async def _hold(self, lease: Lease) -> None:
-        """Returns when the lease or the liveness key is gone, or nothing was renewed by the deadline."""
-        retry = Backoff(self._config.retry_s / 4, self._config.retry_s, self._rng)
-        clock = self._client.clock
-        renewing = asyncio.create_task(self._renew(lease, retry))
-        look_at_s = clock.now_s() + lease.ttl_s
-        try:
-            while not renewing.done():
-                registration = self._published.value
-                left_s = registration.deadline_s - clock.now_s() if registration else 0
-                if left_s <= 0:
-                    return
-                if clock.now_s() >= look_at_s:
-                    look_at_s = clock.now_s() + lease.ttl_s
-                    if not await self._has_key(lease):
-                        return
-                await asyncio.wait({renewing}, timeout=min(left_s, 1.0))
-            await renewing
-        finally:
-            renewing.cancel()
-            await asyncio.wait({renewing})
+    async def register(self) -> tuple[Registration, Lease]:
+        """Registers with etcd, and nothing else; raises AgentExists or EtcdError."""
+        self._record = replace(self._record, registered_at=self._client.clock.wall())
+        incarnation, lease = await register(
+            self._client,
+            self._keyspace,
+            self._record,
+            self.config,
+            before=self._last_incarnation,
+            put_back=self._kept.values,
+        )
+        return Registration(incarnation, lease.id), lease
 
-    async def _has_key(self, lease: Lease) -> bool:
-        """Whether the liveness key is still on the lease; taken to be while etcd cannot tell."""
-        try:
-            answer = await self._client.lease_time_to_live(lease.id, keys=True)
-        except EtcdError:
-            return True
-        return self._alive_key in answer.keys
+    def begin(self, registration: Registration, lease: KeptLease) -> None:
+        """It is registered, and the lease is kept alive."""
+        self._lease = lease
+        self._last_incarnation = registration.incarnation
+        self._life.set(_Life(registration))
 
-    async def _renew(self, lease: Lease, retry: Backoff) -> None:
-        try:
-            async with aclosing(renewals(self._client, lease, retry)) as confirmed:
-                async for renewal in confirmed:
-                    if registration := self._published.value:
-                        self._published.set(replace(registration, deadline_s=renewal.deadline_s))
-        except LeaseNotFound:
-            return
+    def lose(self, reason: LossReason) -> None:
+        """The registration is over."""
+        self._life.set(_Life(loss=reason, over=not self.config.register_again))
 
-    async def _register_again(self, backoff: Backoff) -> Lease:
-        while True:
-            try:
-                return await self._register()
-            except (EtcdError, AgentExists) as error:
-                logger.warning("agent %s cannot register: %s", self.id, error)
-            await self._client.clock.sleep_s(backoff.next_s())
+    def fail(self, error: BaseException | None) -> None:
+        """Nobody keeps it alive any more."""
+        self._left_behind = self.registration
+        self._failure = error
+        self._life.set(_Life(loss=LossReason.CLOSED, over=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    lives: Published[_Life]
+
+    def __await__(self) -> Generator[Any, None, LossReason]:
+        life = yield from self.lives.until(lambda life: life.loss is not None).__await__()
+        assert life.loss is not None
+        return life.loss
+
+
+async def _registrations(lives: AsyncGenerator[_Life]) -> AsyncGenerator[Registration | None]:
+    async with aclosing(lives):
+        async for life in lives:
+            yield life.registration
+            if life.over:
+                return
+
+
+def _checked(record: AgentRecord) -> AgentRecord:
+    """The record, if there is room in it for all that is added when the agent leaves; raises RecordTooLarge."""
+    replace(record, left_at=record.registered_at, incarnation=LARGEST_REVISION).encode()
+    return record

@@ -105,5 +105,21 @@ class AgentExists(ElectionError):
     """Another live process holds this agent id."""
 
 
+class AgentUnknown(ElectionError):
+    """There is nothing of this agent that what was asked for could be done with."""
+
+
+class AgentAlive(ElectionError):
+    """The agent is alive, and what was asked for is done to dead ones alone."""
+
+
+class StateExists(ElectionError):
+    """An agent has state that would have been overwritten, which nobody has asked for. `keys` are its names."""
+
+    def __init__(self, message: str, *, keys: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.keys = keys
+
+
 class ViewStale(ElectionError):
     """What is in memory is too old to answer from: etcd has not been heard for too long."""

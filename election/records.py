@@ -343,6 +343,24 @@ class Tombstone:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class DrainMark:
+    """Who asked that an agent takes nothing new, and when."""
+
+    by: str
+    at: datetime | None = None
+
+    def encode(self) -> bytes:
+        """The mark as stored."""
+        return json.dumps({"v": 1, "by": self.by, "at": text_of(self.at)}).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> DrainMark:
+        """The mark; an empty one when the value is not ours: the agent drains all the same."""
+        data = _decode(value) or {}
+        return cls(_text(data.get("by")), _time(data.get("at")))
+
+
 class BreakerReason(StrEnum):
     """Why nothing is reaped at present; or, of a breaker that is closed, why it was."""
 

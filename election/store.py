@@ -28,6 +28,7 @@ from election.etcd.client import EtcdClient
 from election.etcd.transport import Transport
 from election.highwater import AsyncHighWater, FileHighWater, asynchronous
 from election.keys import Keyspace
+from election.roster import Roster
 from election.views import View
 from election.watchdog import Watchdog
 
@@ -57,6 +58,7 @@ class Store:
         self._rng = rng or random.Random()
         self._client: EtcdClient | None = None
         self._guard: EpochGuard | None = None
+        self._roster: Roster | None = None
         self._watchdog = Watchdog()
 
     async def __aenter__(self) -> Self:
@@ -68,8 +70,13 @@ class Store:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.client.close()
-        self._client = None
+        client, self._client = self.client, None
+        roster, self._roster = self._roster, None
+        try:
+            if roster is not None:
+                await roster.close()
+        finally:
+            await client.close()
 
     @property
     def client(self) -> EtcdClient:
@@ -110,10 +117,33 @@ class Store:
         )
 
     def agent(
-        self, id: str, *, address: str = "", labels: Mapping[str, str] | None = None, config: AgentConfig | None = None
+        self,
+        id: str,
+        *,
+        address: str = "",
+        labels: Mapping[str, str] | None = None,
+        config: AgentConfig | None = None,
+        takeover: bool = False,
     ) -> Agent:
-        """An agent, which is registered inside its `async with` block; raises ConfigError for a bad name."""
-        return Agent(self.client, self.keyspace, id, address=address, labels=labels, config=config, rng=self._rng)
+        """An agent, which is registered inside its `async with` block; all of a store are kept alive together.
+
+        With `takeover` it begins by ending the life of another holder of its id, if there is one.
+
+        Raises:
+            ConfigError: a name that is not valid, or a record of more than 4 KiB.
+        """
+        if self._roster is None:
+            self._roster = Roster(self.client, rng=self._rng)
+        return Agent(
+            self.client,
+            self.keyspace,
+            id,
+            address=address,
+            labels=labels,
+            config=config,
+            takeover=takeover,
+            roster=self._roster,
+        )
 
     def collector(
         self, *, id: str, config: CollectorConfig | None = None, candidate_config: CandidateConfig | None = None

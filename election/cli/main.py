@@ -19,9 +19,9 @@ class Commands(click.Group):
     """Commands that are imported when they are used: each needs only the extras that it uses, and starts fast."""
 
     where: ClassVar[dict[str, str]] = {
-        "campaign": "election.cli.run:campaign",
+        "campaign": "election.cli.campaign:campaign",
         "candidates": "election.cli.read:candidates",
-        "collect": "election.cli.run:collect",
+        "collect": "election.cli.collect:collect",
         "dev": "election.cli.dev:dev",
         "leader": "election.cli.read:leader",
         "list": "election.cli.read:list_elections",
@@ -55,8 +55,25 @@ class AgentCommands(Commands):
     """The commands below `election agents`."""
 
     where: ClassVar[dict[str, str]] = {
-        "join": "election.cli.run:agents_join",
-        "list": "election.cli.read:agents_list",
+        "drain": "election.cli.care:agents_drain",
+        "join": "election.cli.join:agents_join",
+        "list": "election.cli.agents:list_",
+        "reap": "election.cli.care:agents_reap",
+        "restore": "election.cli.care:agents_restore",
+        "run": "election.cli.wrap:agents_run",
+        "show": "election.cli.agents:show",
+        "tombstones": "election.cli.agents:tombstones",
+        "watch": "election.cli.agents:watch",
+    }
+
+
+class BreakerCommands(Commands):
+    """The commands below `election breaker`."""
+
+    where: ClassVar[dict[str, str]] = {
+        "close": "election.cli.breaker:close",
+        "hold": "election.cli.breaker:hold",
+        "show": "election.cli.breaker:show",
     }
 
 
@@ -79,7 +96,8 @@ def cli(context: click.Context, /, **options: object) -> None:
     Every option can also be given as an environment variable ELECTION_<OPTION>; ETCDCTL_ENDPOINTS, ETCDCTL_CACERT,
     ETCDCTL_CERT, ETCDCTL_KEY and ETCDCTL_USER are understood where ours is not set.
 
-    Exit codes: 0 fine, 1 error, 2 usage, 3 nobody leads, 4 leadership lost (campaign --once).
+    Exit codes: 0 fine, 1 error, 2 usage, 3 nobody leads, 4 lost (campaign --once, agents run
+    --on-loss stop).
     """
     remember_group_options(context, options)
 
@@ -88,7 +106,18 @@ def cli(context: click.Context, /, **options: object) -> None:
 @group_options()
 @click.pass_context
 def agents(context: click.Context, /, **options: object) -> None:
-    """Agents: who is alive, and what they leave behind."""
+    """Agents, and what the dead ones leave behind."""
+    remember_group_options(context, options)
+
+
+@cli.group(cls=BreakerCommands, context_settings={"help_option_names": ["-h", "--help"]})
+@group_options()
+@click.pass_context
+def breaker(context: click.Context, /, **options: object) -> None:
+    """Whether collectors may reap.
+
+    The breaker opens when too many agents vanish at once, and holds everything back until somebody has looked.
+    """
     remember_group_options(context, options)
 
 
@@ -96,7 +125,10 @@ def agents(context: click.Context, /, **options: object) -> None:
 @group_options()
 @click.pass_context
 def epoch(context: click.Context, /, **options: object) -> None:
-    """The first part of every fencing token: what to raise after etcd was restored from a snapshot."""
+    """The first part of every fencing token.
+
+    Raise it after etcd was restored from a snapshot.
+    """
     remember_group_options(context, options)
 
 

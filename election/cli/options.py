@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import socket
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,8 +14,8 @@ from typing import Any, TypeVar
 import click
 
 from election.client import dial
-from election.config import DEFAULT_ENDPOINT, DEFAULT_NAMESPACE, TlsConfig
-from election.keys import Keyspace
+from election.config import DEFAULT_ENDPOINT, DEFAULT_NAMESPACE, LONGEST_TTL_S, TlsConfig
+from election.keys import Keyspace, check_name
 from election.reader import Reader
 from election.store import Store, connect
 
@@ -65,6 +68,25 @@ state_dir_option = setting(
     help="keeps the highest token seen, to notice an etcd that was set back",
 )
 """For those who stand."""
+
+server_option = setting("--server", metavar="HOST:PORT,...", help="ask `election serve`, with the TLS files for it")
+"""For those who ask."""
+
+labels_option = setting(
+    "--label",
+    "labels",
+    multiple=True,
+    callback=lambda *given: parse_labels(*given),
+    metavar="NAME=VALUE",
+    help="shown to readers; repeatable",
+)
+"""For those whom others see."""
+
+ttl_seconds = click.IntRange(1, LONGEST_TTL_S)
+"""The TTL of a lease."""
+
+seconds = click.FloatRange(min=0, min_open=True)
+"""A number of seconds that is more than 0."""
 
 _SHARED: dict[str, tuple[tuple[str, ...], dict[str, Any], tuple[str, ...]]] = {
     # name: (declarations, attributes, variables)
@@ -150,6 +172,15 @@ def command(
     return decorate
 
 
+def operator() -> str:
+    """Who runs a command, for those who look later at what was done: the user and the machine."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container without that user
+        user = f"uid-{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
+
+
 def parse_labels(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """`--label k=v`, any number of times."""
     labels = {}
@@ -158,4 +189,13 @@ def parse_labels(_: click.Context, __: click.Parameter, values: tuple[str, ...])
         if not separator:
             raise click.BadParameter(f"{text!r} is not NAME=VALUE")
         labels[name] = label
+    return labels
+
+
+def parse_label_filter(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """`--label k` and `--label k=v`, any number of times; an empty value stands for any."""
+    labels = {}
+    for text in values:
+        name, _separator, value = text.partition("=")
+        labels[check_name("label", name)] = value
     return labels

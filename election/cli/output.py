@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import click
@@ -12,12 +13,12 @@ from rich.table import Table
 
 from election.clock import BootClock
 from election.reader import Source
-from election.records import Agent, Candidate, Election, Labels, Leader, text_of
+from election.records import Candidate, Election, Labels, Leader, text_of
 
 
-def print_json(document: Any) -> None:
+def print_json(document: Any, *, err: bool = False) -> None:
     """One JSON document on one line, at once."""
-    click.echo(json.dumps(document, separators=(",", ":")))
+    click.echo(json.dumps(document, separators=(",", ":")), err=err)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
@@ -34,17 +35,27 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty:
         click.echo(empty, err=True)
 
 
-def print_line(text: str) -> None:
+def print_line(text: str, *, err: bool = False) -> None:
     """A line for people, with the time of day in UTC."""
-    click.echo(f"{BootClock().wall():%H:%M:%S} {text}")
+    click.echo(f"{BootClock().wall():%H:%M:%S} {text}", err=err)
 
 
-def print_event(as_json: bool, event: str, **fields: object) -> None:
+def print_event(as_json: bool, event: str, *, err: bool = False, **fields: object) -> None:
     """An event: a JSON object on a line, or words."""
     if as_json:
-        print_json({"event": event, **fields})
+        print_json({"event": event, **fields}, err=err)
     else:
-        print_line(f"{event:10} " + " ".join(f"{name}={value}" for name, value in fields.items()))
+        print_line(f"{event:10} " + " ".join(f"{name}={value}" for name, value in fields.items()), err=err)
+
+
+def time_text(time: datetime | None) -> str:
+    """A time for a table, in UTC."""
+    return f"{time:%Y-%m-%d %H:%M:%S}" if time else "-"
+
+
+def shown(fields: Mapping[str, object]) -> list[tuple[str, str]]:
+    """The rows of one thing, a field in each; `-` stands for nothing."""
+    return [(name, "-" if value in ("", None) else str(value)) for name, value in fields.items()]
 
 
 def hex_of(lease: int) -> str:
@@ -101,18 +112,4 @@ def election_document(election: Election) -> dict[str, Any]:
         "candidates": election.candidates,
         "leader": leader.id if leader else None,
         "token": str(leader.token) if leader else None,
-    }
-
-
-def agent_document(agent: Agent) -> dict[str, Any]:
-    """The JSON of an agent."""
-    return {
-        "id": agent.id,
-        "state": agent.state.value,
-        "incarnation": agent.incarnation,
-        "lease": agent.lease,
-        "address": agent.address,
-        "labels": dict(agent.labels),
-        "registered_at": text_of(agent.registered_at),
-        "state_keys": list(agent.state_keys),
     }

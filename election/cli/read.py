@@ -1,4 +1,4 @@
-"""The commands that ask: leader, observe, candidates, list, agents list."""
+"""The commands that ask who leads: leader, observe, candidates, list."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import asyncio
 import click
 
 from election.cli.exits import NOBODY_LEADS, OK
-from election.cli.options import Settings, command, setting
+from election.cli.options import Settings, command, server_option
 from election.cli.output import (
-    agent_document,
     candidate_document,
     election_document,
     hex_of,
@@ -18,17 +17,17 @@ from election.cli.output import (
     print_json,
     print_line,
     print_table,
+    shown,
+    time_text,
 )
 from election.cli.signals import until_signal
 from election.reader import LeaderEvent
 from election.records import Leader, leader_of
 
-_SERVER = setting("--server", metavar="HOST:PORT,...", help="ask `election serve`, with the TLS files for it")
-
 
 @command("leader")
 @click.argument("name")
-@_SERVER
+@server_option
 def leader(settings: Settings, name: str, server: str | None) -> int:
     """Tell who leads the election NAME. Exits with 3 when nobody does."""
 
@@ -44,13 +43,9 @@ def leader(settings: Settings, name: str, server: str | None) -> int:
         if settings.json:
             print_json(document)
         else:
-            shown = {
-                **document,
-                "lease": hex_of(answer.value.lease),
-                "labels": labels_text(answer.value.labels),
-                "proven": "yes" if answer.value.proven else "no",
-            }
-            rows = [(field, "-" if value in ("", None) else str(value)) for field, value in shown.items()]
+            lease, labels = hex_of(answer.value.lease), labels_text(answer.value.labels)
+            proven = "yes" if answer.value.proven else "no"
+            rows = shown({**document, "lease": lease, "labels": labels, "proven": proven})
             print_table(("FIELD", "VALUE"), rows, empty="")
         return OK
 
@@ -59,7 +54,7 @@ def leader(settings: Settings, name: str, server: str | None) -> int:
 
 @command("observe")
 @click.argument("name")
-@_SERVER
+@server_option
 def observe(settings: Settings, name: str, server: str | None) -> int:
     """Tell who leads the election NAME, and then every change, until a signal."""
 
@@ -76,7 +71,7 @@ def observe(settings: Settings, name: str, server: str | None) -> int:
 
 @command("candidates")
 @click.argument("name")
-@_SERVER
+@server_option
 def candidates(settings: Settings, name: str, server: str | None) -> int:
     """List the candidates of the election NAME, the oldest first."""
 
@@ -96,7 +91,7 @@ def candidates(settings: Settings, name: str, server: str | None) -> int:
                     row.address or "-",
                     str(row.token or "-"),
                     labels_text(row.labels),
-                    f"{row.elected_at:%Y-%m-%d %H:%M:%S}" if row.elected_at else "-",
+                    time_text(row.elected_at),
                 )
                 for place, row in enumerate(rows)
             ],
@@ -108,7 +103,7 @@ def candidates(settings: Settings, name: str, server: str | None) -> int:
 
 
 @command("list")
-@_SERVER
+@server_option
 def list_elections(settings: Settings, server: str | None) -> int:
     """List the elections that somebody stands for."""
 
@@ -130,37 +125,6 @@ def list_elections(settings: Settings, server: str | None) -> int:
                 for row in rows
             ],
             empty=f"no election in namespace {settings.namespace!r}",
-        )
-
-    asyncio.run(ask())
-    return OK
-
-
-@command("list")
-@_SERVER
-def agents_list(settings: Settings, server: str | None) -> int:
-    """List the agents that are alive, draining or suspect."""
-
-    async def ask() -> None:
-        async with settings.reader(server, lambda keyspace: keyspace.agents) as reader:
-            rows = (await reader.agents()).value
-        if settings.json:
-            print_json([agent_document(row) for row in rows])
-            return
-        print_table(
-            ("ID", "STATE", "INCARNATION", "ADDRESS", "LABELS", "STORES"),
-            [
-                (
-                    row.id,
-                    row.state.value,
-                    str(row.incarnation),
-                    row.address or "-",
-                    labels_text(row.labels),
-                    ",".join(row.state_keys) or "-",
-                )
-                for row in rows
-            ],
-            empty=f"no agents in namespace {settings.namespace!r}",
         )
 
     asyncio.run(ask())

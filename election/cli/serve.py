@@ -11,11 +11,11 @@ from pathlib import Path
 import click
 
 from election.cli.aside import aside
+from election.cli.collect import collector_options, print_collector
 from election.cli.exits import OK
 from election.cli.metrics import metrics_options, telemetry
 from election.cli.options import FILE, Settings, command, setting, state_dir_option
 from election.cli.output import print_event
-from election.cli.run import print_collector
 from election.cli.signals import on_signal
 from election.collector import Collector
 from election.config import CollectorConfig, default_id
@@ -33,8 +33,7 @@ _RETRY_S = 5.0
 @setting("--server-cert", type=FILE, help="TLS of the gRPC API")
 @setting("--server-key", type=FILE, help="its private key")
 @setting("--collect/--no-collect", default=True, show_default=True, help="stand as a collector of stale agents")
-@setting("--grace", type=click.FloatRange(min=0), default=CollectorConfig().grace_s, show_default=True, help="seconds")
-@setting("--id", "id", metavar="ID", help="this collector's name [host-pid]")
+@collector_options
 @state_dir_option
 @metrics_options
 def serve(
@@ -45,13 +44,13 @@ def serve(
     server_key: Path | None,
     insecure: bool,
     collect: bool,
-    grace: float,
     id: str | None,
+    collector_config: CollectorConfig,
     state_dir: Path | None,
     metrics_host: str,
     metrics_port: int | None,
 ) -> int:
-    """Answer over gRPC who leads and which agents are there, until a signal; and collect stale agents."""
+    """Answer over gRPC, and collect stale agents, until a signal."""
 
     async def run() -> int:
         async with AsyncExitStack() as stack:
@@ -72,7 +71,7 @@ def serve(
             stack.enter_context(on_signal(left.set))
             await stack.enter_async_context(aside(recording.watch_view(view) if recording else None))
             if collect:
-                collector = store.collector(id=id or default_id(), config=CollectorConfig(grace_s=grace))
+                collector = store.collector(id=id or default_id(), config=collector_config)
                 await stack.enter_async_context(
                     aside(
                         print_collector(settings, collector),

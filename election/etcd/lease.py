@@ -99,7 +99,7 @@ async def renewals(client: EtcdClient, lease: Lease, backoff: Backoff) -> AsyncG
                 if stream is None:
                     member, stream = await client.open(methods.LEASE_KEEP_ALIVE)
                 sent_at_s = clock.now_s()
-                answer = await _renew(client, stream, member, lease.id, _attempt_s(client, failures))
+                answer = await _renew(client, stream, member, lease.id, attempt_s(client, failures))
             except EtcdError as error:  # no auth token to be had at present, or no permission
                 answer = None
                 if isinstance(error, AccessDenied) and not refused:
@@ -124,7 +124,7 @@ async def renewals(client: EtcdClient, lease: Lease, backoff: Backoff) -> AsyncG
             stream.cancel()
 
 
-def _attempt_s(client: EtcdClient, failures: int) -> float:
+def attempt_s(client: EtcdClient, failures: int) -> float:
     """How long to wait for one answer: short at first, longer after each failure.
 
     A follower that has lost its leader looks for a new one only once in an election timeout, while a call that comes
@@ -134,11 +134,11 @@ def _attempt_s(client: EtcdClient, failures: int) -> float:
 
 
 async def _renew(
-    client: EtcdClient, stream: _KeepAlive, member: int, lease_id: int, attempt_s: float
+    client: EtcdClient, stream: _KeepAlive, member: int, lease_id: int, limit_s: float
 ) -> rpc.LeaseKeepAliveResponse | None:
     """One renewal; None when this stream will not do it; raises what another stream would be told as well."""
     try:
-        async with asyncio.timeout(attempt_s):
+        async with asyncio.timeout(limit_s):
             await stream.write(rpc.LeaseKeepAliveRequest(ID=lease_id))
             answer = await stream.read()
     except TimeoutError:

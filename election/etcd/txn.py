@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from election.keys import range_end
 from election.pb.etcd import rpc_pb2 as rpc
 
@@ -16,8 +18,13 @@ def absent(key: bytes) -> rpc.Compare:
     return created_at(key, 0)
 
 
+def present(key: bytes) -> rpc.Compare:
+    """Holds when the key exists."""
+    return rpc.Compare(result=rpc.Compare.GREATER, target=rpc.Compare.CREATE, key=key, create_revision=0)
+
+
 def modified_at(key: bytes, revision: int) -> rpc.Compare:
-    """Holds when the key's last change was at this revision."""
+    """Holds when the key's last change was at this revision; 0 stands for a key that is absent."""
     return rpc.Compare(result=rpc.Compare.EQUAL, target=rpc.Compare.MOD, key=key, mod_revision=revision)
 
 
@@ -46,6 +53,11 @@ def none_older(prefix: bytes, revision: int) -> rpc.Compare:
     )
 
 
+def get_prefix(prefix: bytes) -> rpc.RequestOp:
+    """Reads all keys with a prefix, by name."""
+    return rpc.RequestOp(request_range=rpc.RangeRequest(key=prefix, range_end=range_end(prefix)))
+
+
 def put(key: bytes, value: bytes, *, lease: int = 0, keep_lease: bool = False) -> rpc.RequestOp:
     """Writes a key. With `keep_lease` it must exist, and stays on its lease."""
     return rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=value, lease=lease, ignore_lease=keep_lease))
@@ -61,6 +73,11 @@ def names(prefix: bytes, *, limit: int = 0) -> rpc.RequestOp:
     return rpc.RequestOp(
         request_range=rpc.RangeRequest(key=prefix, range_end=range_end(prefix), limit=limit, keys_only=True)
     )
+
+
+def head(key: bytes) -> rpc.RequestOp:
+    """Reads what etcd knows of a key, without its value."""
+    return rpc.RequestOp(request_range=rpc.RangeRequest(key=key, keys_only=True))
 
 
 def oldest(prefix: bytes) -> rpc.RequestOp:
@@ -84,3 +101,10 @@ def delete(key: bytes) -> rpc.RequestOp:
 def delete_prefix(prefix: bytes) -> rpc.RequestOp:
     """Deletes all keys with a prefix, in one operation."""
     return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=prefix, range_end=range_end(prefix)))
+
+
+def nested(
+    compare: Sequence[rpc.Compare], success: Sequence[rpc.RequestOp], failure: Sequence[rpc.RequestOp] = ()
+) -> rpc.RequestOp:
+    """A transaction inside of one. Its comparisons look at what was before the whole."""
+    return rpc.RequestOp(request_txn=rpc.TxnRequest(compare=compare, success=success, failure=failure))

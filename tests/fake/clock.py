@@ -70,6 +70,7 @@ class VirtualClock:
     def __init__(self, *, rate: float = 1.0, offset_s: float = 0.0) -> None:
         self._rate = rate
         self._offset_s = offset_s
+        self._jumped_s = 0.0
 
     def now_s(self) -> float:
         """Seconds on this clock. Only inside of a running loop."""
@@ -77,7 +78,11 @@ class VirtualClock:
 
     def wall(self) -> datetime:
         """A time of day that is the same in every run."""
-        return _EPOCH + timedelta(seconds=self.now_s())
+        return _EPOCH + timedelta(seconds=self.now_s() + self._jumped_s)
+
+    def jump_wall(self, duration_s: float) -> None:
+        """Somebody sets the time of day."""
+        self._jumped_s += duration_s
 
     async def sleep_s(self, duration_s: float) -> None:
         """Waits until this clock has moved on by so much."""

@@ -4,65 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
 from google.protobuf.message import Message
 
 from election.agents import Agent
-from election.collector import Collector, CollectorEvent, Reaped, ReapFailed
-from election.config import AgentConfig, CandidateConfig, CollectorConfig
+from election.collector import Foreign, Reaped, ReapFailed, Recovered, Suspected, WouldReap
 from election.errors import AgentExists, AgentLost, EtcdError
 from election.etcd.client import EtcdClient
 from election.etcd.methods import TXN, Method, Req, Resp
 from election.etcd.transport import Metadata, Stream
-from election.keys import COLLECTOR_ELECTION, REGISTRATION, TombstoneKey
+from election.keys import COLLECTOR_ELECTION, REGISTRATION, range_end
 from election.pb.etcd import rpc_pb2 as rpc
 from election.records import Tombstone
 from tests.fake.clock import virtual
 from tests.fake.transport import FakeTransport
+from tests.simulation.fleet import (
+    GRACE_S,
+    TTL_S,
+    agent_on,
+    collector_on,
+    is_reap,
+    leave_state,
+    stored,
+    tombstones,
+    vanish,
+    with_state,
+    working,
+)
 from tests.simulation.world import KEYS, Machine, World, hurt, world
 
-TTL_S = 6
-GRACE_S = 5.0
 SEEDS = range(40)
 FAULTS = ("cut off", "mend", "mend", "move", "stop", "resume", "compact")
-
-
-def agent_on(machine: Machine, id: str = "w") -> Agent:
-    return Agent(machine.client, KEYS, id, config=AgentConfig(ttl_s=TTL_S), rng=random.Random(id))
-
-
-def collector_on(machine: Machine, id: str, *, reconcile_s: float = 60.0) -> Collector:
-    config = CollectorConfig(grace_s=GRACE_S, reconcile_s=reconcile_s)
-    return Collector(
-        machine.client, KEYS, id=id, config=config, candidate_config=CandidateConfig(ttl_s=5), rng=random.Random(id)
-    )
-
-
-@asynccontextmanager
-async def collecting(
-    here: World, id: str = "c", *, reconcile_s: float = 60.0, transport: FakeTransport | None = None
-) -> AsyncGenerator[tuple[Machine, list[CollectorEvent | None]]]:
-    """A collector that leads; yields its machine and the list of what it tells."""
-    told: list[CollectorEvent | None] = []
-    async with here.machine(transport=transport) as machine:
-        collector = collector_on(machine, id, reconcile_s=reconcile_s)
-
-        async def listen() -> None:
-            async for event in collector.events():
-                told.append(event)  # noqa: PERF401 - it is read while it grows
-
-        listening, running = asyncio.create_task(listen()), asyncio.create_task(collector.run())
-        async with asyncio.timeout(60):
-            while not collector.candidate.is_leader:
-                await asyncio.sleep(0.05)
-        yield machine, told
-        collector.leave()
-        await running
-        listening.cancel()
 
 
 async def die(machine: Machine, agent: Agent) -> None:
@@ -71,25 +47,11 @@ async def die(machine: Machine, agent: Agent) -> None:
     machine.transport.cut(0, 1, 2)
 
 
-async def stored(client: EtcdClient, id: str = "w") -> dict[str, bytes]:
-    prefix = KEYS.states(id)
-    return {kv.key[len(prefix) :].decode(): kv.value for kv in (await client.list(prefix)).kvs}
-
-
-async def tombstones(client: EtcdClient, id: str = "w") -> list[Tombstone]:
-    found = []
-    for kv in (await client.list(KEYS.tombstones(id))).kvs:
-        key = KEYS.parse(kv.key)
-        assert isinstance(key, TombstoneKey)
-        found.append(Tombstone.decode(id, key.incarnation, kv.value, part=key.part))
-    return found
-
-
 @virtual
 async def test_a_dead_agent_is_collected_once_after_its_grace() -> None:
     """Its state goes, and a tombstone tells what it was, although two collectors run."""
     here = world()
-    async with collecting(here, "c1") as (one, told), here.machine() as other, here.machine() as host:
+    async with working(here, "c1") as one, here.machine() as other, here.machine() as host:
         waiting = asyncio.create_task(collector_on(other, "c2").run())
         async with agent_on(host) as agent:
             await agent.put("task", "x")
@@ -102,7 +64,7 @@ async def test_a_dead_agent_is_collected_once_after_its_grace() -> None:
             [tombstone] = await tombstones(one.client)
             assert (tombstone.incarnation, tombstone.collector) == (incarnation, "c1")
             assert [(entry.key, entry.value) for entry in tombstone.collected] == [("task", b"x")]
-            assert [type(event) for event in told].count(Reaped) == 1
+            assert len(one.of(Reaped)) == 1
         waiting.cancel()
         with suppress(asyncio.CancelledError):
             await waiting
@@ -112,7 +74,7 @@ async def test_a_dead_agent_is_collected_once_after_its_grace() -> None:
 async def test_an_agent_that_is_back_within_its_grace_keeps_its_state() -> None:
     """As a new incarnation."""
     here = world()
-    async with collecting(here) as (machine, told), here.machine() as host, agent_on(host) as agent:
+    async with working(here) as machine, here.machine() as host, agent_on(host) as agent:
         await agent.put("task", "x")
         first = agent.incarnation
         await die(host, agent)
@@ -122,7 +84,7 @@ async def test_an_agent_that_is_back_within_its_grace_keeps_its_state() -> None:
         assert agent.incarnation > first
         assert (await agent.items()) == {"task": b"x"}
         assert await tombstones(machine.client) == []
-        assert not any(isinstance(event, Reaped) for event in told)
+        assert machine.of(Reaped) == []
 
 
 Meanwhile = Callable[[EtcdClient], Awaitable[object]]
@@ -130,18 +92,18 @@ Meanwhile = Callable[[EtcdClient], Awaitable[object]]
 
 async def reap_while(here: World, meanwhile: Meanwhile) -> tuple[dict[str, bytes], list[Tombstone]]:
     """Lets an agent die, and does something just before etcd gets the first transaction that would reap it."""
-    async with collecting(here, reconcile_s=1.0) as (machine, _), here.machine() as other:
+    async with working(here, reconcile_s=1.0) as machine, here.machine() as other:
         await other.client.put(KEYS.state("w", "a"), b"1")
         await other.client.put(KEYS.state("w", "b"), b"2")
         done = False
 
-        async def before(_: int, method: Method[Any, Any], request: Message) -> None:
+        async def before(_: int, __: Method[Any, Any], request: Message) -> None:
             nonlocal done
-            if method.path == TXN.path and not done and b"agents/reaped" in request.SerializeToString():
+            if not done and is_reap(request):
                 done = True
                 await meanwhile(other.client)
 
-        machine.transport.before_call = before
+        machine.machine.transport.before_call = before
         await asyncio.sleep(GRACE_S + 2)
         assert done
         return await stored(other.client), await tombstones(other.client)
@@ -190,6 +152,27 @@ def test_state_that_changed_since_it_was_read_is_not_reaped_as_it_was(change: st
 
 
 @virtual
+async def test_an_agent_whose_registration_is_deleted_meanwhile_is_not_reaped_as_that_incarnation() -> None:
+    """What the tombstone says of it was there at that moment, too."""
+    here = world()
+    async with working(here) as machine, here.machine() as host, agent_on(host) as agent:
+        await agent.put("task", "x")
+        deleted = False
+
+        async def before(_: int, __: Method[Any, Any], request: Message) -> None:
+            nonlocal deleted
+            if not deleted and is_reap(request):
+                deleted = True
+                await machine.client.delete(KEYS.state("w", REGISTRATION))
+
+        machine.machine.transport.before_call = before
+        await die(host, agent)
+        await asyncio.sleep(TTL_S + GRACE_S + 3)
+        assert deleted
+        assert [tombstone.incarnation for tombstone in await tombstones(machine.client)] == [0]
+
+
+@virtual
 async def test_no_lease_is_left_behind_by_a_reap_that_etcd_refused() -> None:
     """A tombstone's lease goes with a tombstone that was not written."""
     here = world()
@@ -206,26 +189,26 @@ async def test_no_lease_is_left_behind_by_a_reap_that_etcd_refused() -> None:
 async def test_a_reap_whose_answer_was_lost_is_told_once_and_keeps_its_tombstone() -> None:
     """It is resolved by reading back."""
     here = world()
-    async with collecting(here, reconcile_s=1.0) as (machine, told), here.machine() as other:
+    async with working(here, reconcile_s=1.0) as machine, here.machine() as other:
         await other.client.put(KEYS.state("w", "a"), b"1")
 
         async def lose(_: int, method: Method[Any, Any], answer: Message) -> None:
             if method.path == TXN.path and isinstance(answer, rpc.TxnResponse) and len(answer.responses) == 2:
-                machine.transport.after_call = None
+                machine.machine.transport.after_call = None
                 await asyncio.sleep(60)
 
-        machine.transport.after_call = lose
+        machine.machine.transport.after_call = lose
         await asyncio.sleep(GRACE_S + 20)
         assert await stored(other.client) == {}
         assert len(await tombstones(other.client)) == 1
-        assert [type(event) for event in told].count(Reaped) == 1
+        assert len(machine.of(Reaped)) == 1
 
 
 @virtual
 async def test_state_without_a_registration_is_collected_after_the_same_grace() -> None:
     """Somebody stored it and never lived; its incarnation is 0."""
     here = world()
-    async with collecting(here, reconcile_s=1.0) as (machine, _):
+    async with working(here, reconcile_s=1.0) as machine:
         await machine.client.put(KEYS.state("ghost", "a"), b"1")
         await asyncio.sleep(GRACE_S + 2)
         assert await stored(machine.client, "ghost") == {}
@@ -256,7 +239,7 @@ async def test_an_event_that_never_came_is_made_up_for_by_the_next_reconcile() -
     """No event is relied on alone."""
     here = world()
     transport = Deaf(here.etcd)
-    async with collecting(here, transport=transport, reconcile_s=20) as (machine, _), here.machine() as other:
+    async with working(here, transport=transport, reconcile_s=20) as machine, here.machine() as other:
         await asyncio.sleep(1)
         transport.deaf = True
         await other.client.put(KEYS.state("w", "a"), b"1")
@@ -272,7 +255,7 @@ async def test_an_event_that_never_came_is_made_up_for_by_the_next_reconcile() -
 async def test_a_state_too_large_for_one_transaction_is_collected_in_parts() -> None:
     """Each key is in one tombstone, and the last part ends the agent."""
     here = world()
-    async with collecting(here) as (machine, told), here.machine() as host, agent_on(host) as agent:
+    async with working(here) as machine, here.machine() as host, agent_on(host) as agent:
         for number in range(30):
             await agent.put(f"k{number:02}", b"x" * 60_000)
         for number in range(150):
@@ -285,19 +268,19 @@ async def test_a_state_too_large_for_one_transaction_is_collected_in_parts() -> 
         assert [(part.incarnation, part.part) for part in parts] == [(incarnation, n) for n in range(len(parts))]
         names = [entry.key for part in parts for entry in part.collected]
         assert len(names) == len(set(names)) == 180
-        assert [event.tombstone for event in told if isinstance(event, Reaped)] == parts
+        assert [event.tombstone for event in machine.of(Reaped)] == parts
 
 
 @virtual
 async def test_a_value_too_large_for_a_tombstone_stays_and_is_reported() -> None:
     """Better too much kept than something lost; the rest of the state is collected."""
     here = world()
-    async with collecting(here, reconcile_s=1.0) as (machine, told):
+    async with working(here, reconcile_s=1.0) as machine:
         await machine.client.put(KEYS.state("w", "big"), b"x" * 1_000_000)
         await machine.client.put(KEYS.state("w", "small"), b"x")
         await asyncio.sleep(GRACE_S + 3)
         assert list(await stored(machine.client)) == ["big"]
-        assert any(isinstance(event, ReapFailed) and "too large" in event.error for event in told)
+        assert any("too large" in event.error for event in machine.of(ReapFailed))
 
 
 @pytest.mark.parametrize("value", [b"\x01" * 60_000, "\u4e2d".encode() * 20_000, b"\xff" * 60_000])
@@ -307,7 +290,7 @@ def test_a_state_of_360_kb_is_collected_whatever_is_in_it(value: bytes) -> None:
     @virtual
     async def run() -> None:
         here = world()
-        async with collecting(here, reconcile_s=1.0) as (machine, _):
+        async with working(here, reconcile_s=1.0) as machine:
             for number in range(6):
                 await machine.client.put(KEYS.state("w", f"k{number}"), value)
             await asyncio.sleep(GRACE_S + 1)
@@ -336,7 +319,7 @@ async def test_an_agent_whose_liveness_key_somebody_deletes_registers_again() ->
 async def test_foreign_keys_are_nobodys_state() -> None:
     """What does not parse is left alone."""
     here = world()
-    async with collecting(here) as (machine, _):
+    async with working(here) as machine:
         foreign = [KEYS.agents + b"alive/a/b", KEYS.agents + b"other/x", KEYS.agents + b"state/-bad/x"]
         for key in foreign:
             await machine.client.put(key, b"\xff")
@@ -349,7 +332,7 @@ async def test_foreign_keys_are_nobodys_state() -> None:
 async def test_what_a_reaped_agent_writes_is_refused() -> None:
     """It cannot bring its state back."""
     here = world()
-    async with collecting(here) as (machine, _), here.machine() as host, agent_on(host) as agent:
+    async with working(here) as machine, here.machine() as host, agent_on(host) as agent:
         registration = agent.check()
         await machine.client.lease_revoke(registration.lease)
         with pytest.raises(AgentLost):
@@ -383,13 +366,230 @@ async def test_an_agent_stops_by_its_deadline_when_etcd_is_out_of_reach() -> Non
 async def test_an_agent_that_leaves_takes_its_liveness_with_it_and_leaves_its_state() -> None:
     """For the collector, which hands it over."""
     here = world()
-    async with collecting(here) as (machine, _), here.machine() as host:
+    async with working(here) as machine, here.machine() as host:
         async with agent_on(host) as agent:
             await agent.put("task", "x")
         assert (await machine.client.get(KEYS.alive("w")))[0] is None
         assert (await stored(machine.client)).keys() == {"task", REGISTRATION}
         await asyncio.sleep(GRACE_S + 1)
         assert len(await tombstones(machine.client)) == 1
+
+
+MANY = [f"w{number:03}" for number in range(300)]
+
+
+@virtual
+async def test_many_are_collected_together_and_one_that_is_back_holds_up_nobody() -> None:
+    """In few transactions; those that changed meanwhile are read again."""
+    here = world()
+    async with working(here) as machine, here.machine() as other:
+        await leave_state(machine.client, MANY, alive=True, keys=5)
+        reaping = 0
+
+        async def before(_: int, __: Method[Any, Any], request: Message) -> None:
+            nonlocal reaping
+            if is_reap(request):
+                reaping += 1
+                if reaping == 3:
+                    await other.client.put(KEYS.alive(MANY[40]), b"{}")
+                    await other.client.put(KEYS.state(MANY[41], "k0"), b"new")
+
+        machine.machine.transport.before_call = before
+        await machine.client.delete(KEYS.alive_prefix, range_end(KEYS.alive_prefix))
+        await asyncio.sleep(GRACE_S + 5)
+        assert await with_state(machine.client) == {MANY[40]}
+        assert len(await stored(machine.client, MANY[40])) == 5
+        assert [event.agent for event in machine.of(Recovered)] == [MANY[40]]
+        assert sorted(event.tombstone.agent for event in machine.of(Reaped)) == sorted({*MANY} - {MANY[40]})
+        [changed] = await tombstones(machine.client, MANY[41])
+        assert {entry.key: entry.value for entry in changed.collected}["k0"] == b"new"
+        assert reaping <= 10
+
+
+@virtual
+async def test_tombstones_share_leases_and_none_is_left_without_one() -> None:
+    """A lease for each would cost more than what it is there for."""
+    here = world()
+    async with working(here) as machine:
+        await leave_state(machine.client, MANY)
+        await machine.client.put(KEYS.alive("x"), b"{}")
+    async with working(here, "d") as machine:
+        await asyncio.sleep(GRACE_S + 5)
+        kvs = (await machine.client.list(KEYS.reaped_prefix)).kvs
+        assert len(kvs) == len(MANY)
+        assert len({kv.lease for kv in kvs}) == 1
+    async with here.machine() as other:
+        assert {lease.ID for lease in (await other.client.leases()).leases} == {kvs[0].lease}
+
+
+@virtual
+async def test_a_collector_that_is_cancelled_while_it_reaps_takes_no_tombstone_with_it() -> None:
+    """etcd has done it, and the answer finds nobody."""
+    here = world()
+    async with here.machine() as machine:
+        await leave_state(machine.client, ["w"])
+        running = asyncio.create_task(collector_on(machine, "c").run())
+
+        async def after(_: int, __: Method[Any, Any], answer: Message) -> None:
+            if isinstance(answer, rpc.TxnResponse) and not await stored(here_too.client):
+                running.cancel()
+                await asyncio.sleep(5)
+
+        async with here.machine() as here_too:
+            machine.transport.after_call = after
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            assert len(await tombstones(here_too.client)) == 1
+
+
+@virtual
+async def test_a_lease_of_tombstones_that_is_gone_is_replaced() -> None:
+    """Whoever took it."""
+    here = world()
+    async with working(here) as machine:
+        for agent in ("a", "b"):
+            await leave_state(machine.client, [agent], alive=True)
+            await vanish(machine.client, [agent])
+            await asyncio.sleep(GRACE_S + 3)
+            assert await stored(machine.client, agent) == {}
+            [kv] = (await machine.client.list(KEYS.tombstones(agent))).kvs
+            await machine.client.lease_revoke(kv.lease)
+
+
+@virtual
+async def test_collectors_that_die_in_the_middle_of_a_sweep_leave_the_rest_to_the_next() -> None:
+    """Everything is collected once, whoever does it."""
+    here = world()
+    async with here.machine() as other:
+        await leave_state(other.client, MANY, keys=2)
+        for name in ("c1", "c2"):
+            async with working(here, name, grace_s=1, rate_per_s=50) as dying:
+                while len(dying.of(Reaped)) < 60:
+                    await asyncio.sleep(0.01)
+                dying.machine.transport.cut(0, 1, 2)
+                await asyncio.sleep(10)
+        left = await with_state(other.client)
+        assert 0 < len(left) < len(MANY) - 100
+        async with working(here, "c3", grace_s=1):
+            await asyncio.sleep(10)
+        assert await with_state(other.client) == set()
+        for agent in MANY:
+            [tombstone] = await tombstones(other.client, agent)
+            assert len(tombstone.collected) == 2
+
+
+@virtual
+async def test_state_of_one_id_that_never_registers_has_a_tombstone_each_time() -> None:
+    """The incarnation of both is 0, so the second is another part."""
+    here = world()
+    async with working(here, reconcile_s=1.0) as machine:
+        for value in (b"first", b"second"):
+            await machine.client.put(KEYS.state("ghost", "a"), value)
+            await asyncio.sleep(GRACE_S + 3)
+        found = await tombstones(machine.client, "ghost")
+        assert [(tombstone.part, tombstone.collected[0].value) for tombstone in found] == [
+            (0, b"first"),
+            (1, b"second"),
+        ]
+
+
+@virtual
+async def test_an_agent_that_is_back_before_its_last_part_keeps_the_rest() -> None:
+    """Each key is in a tombstone or in its state; and what it keeps is put back, since something was collected."""
+    here = world()
+    async with working(here) as machine, here.machine() as host, agent_on(host) as agent:
+        for number in range(150):
+            await agent.put(f"k{number:03}", b"x")
+        await agent.put("a-kept", b"kept", keep=True)
+        reaping = 0
+
+        async def before(_: int, __: Method[Any, Any], request: Message) -> None:
+            nonlocal reaping
+            if is_reap(request):
+                reaping += 1
+                if reaping == 2:
+                    host.transport.mend()
+                    await asyncio.sleep(10)
+
+        machine.machine.transport.before_call = before
+        await die(host, agent)
+        await asyncio.sleep(TTL_S + GRACE_S + 20)
+        [tombstone] = await tombstones(machine.client)
+        collected = {entry.key for entry in tombstone.collected}
+        kept = await agent.items()
+        assert kept.pop("a-kept") == b"kept"
+        collected.remove("a-kept")
+        assert len(collected) >= 90
+        assert collected | kept.keys() == {f"k{number:03}" for number in range(150)}
+        assert not collected & kept.keys()
+        agent.check()
+
+
+@virtual
+async def test_what_operators_and_strangers_left_at_an_agent_goes_with_it_or_stays() -> None:
+    """The mark that it drains goes; a key that is not of its state stays, and is told."""
+    here = world()
+    strange = KEYS.states("w") + b"not/ours"
+    async with working(here, reconcile_s=5) as machine:
+        await leave_state(machine.client, ["w"], alive=True, keys=3)
+        await machine.client.put(KEYS.draining("w"), b"{}")
+        await machine.client.put(strange, b"1")
+        await vanish(machine.client, ["w"])
+        await asyncio.sleep(GRACE_S + 10)
+        assert await stored(machine.client) == {"not/ours": b"1"}
+        assert (await machine.client.get(KEYS.draining("w")))[0] is None
+        assert machine.of(Foreign) == [Foreign((strange.decode(),))]
+        assert len(await tombstones(machine.client)) == 1
+
+
+@virtual
+async def test_a_rate_bounds_how_fast_agents_are_reaped() -> None:
+    """Whatever is due."""
+    here = world()
+    async with working(here, rate_per_s=5) as machine:
+        await leave_state(machine.client, MANY, alive=True)
+        await vanish(machine.client, MANY)
+        await asyncio.sleep(GRACE_S + 20)
+        assert 90 <= len(machine.of(Reaped)) <= 110
+
+
+@virtual
+async def test_a_dry_run_says_what_would_go_and_writes_nothing() -> None:
+    """Not even a candidate's key; of an agent that is back it says nothing."""
+    here = world()
+    async with here.machine() as machine:
+        await leave_state(machine.client, ["a", "b", "c"], keys=150)
+        await machine.client.put(KEYS.alive("c"), b"{}")
+        _, header = await machine.client.get(b"x")
+        collector = collector_on(machine, "dry")
+        events = collector.events()
+        rehearsing = asyncio.create_task(collector.rehearse(once=True))
+        await asyncio.sleep(GRACE_S - 1)
+        await machine.client.put(KEYS.alive("b"), b"{}")
+        await rehearsing
+        told = [await anext(events) for _ in range(5)]
+        assert told[0] is None
+        assert [event.agent for event in told if isinstance(event, Suspected)] == ["a", "b"]
+        [would] = [event.tombstone for event in told if isinstance(event, WouldReap)]
+        assert (would.agent, len(would.collected)) == ("a", 150)
+        assert (await machine.client.get(b"x"))[1].revision == header.revision + 1
+
+
+@virtual
+async def test_once_returns_when_all_who_were_missing_are_reaped() -> None:
+    """Or cannot be; who vanishes later is left to the next run."""
+    here = world()
+    async with here.machine() as machine:
+        await leave_state(machine.client, ["a", "b"])
+        await leave_state(machine.client, ["c"], alive=True)
+        await machine.client.put(KEYS.state("a", "big"), b"x" * 1_000_000)
+        running = asyncio.create_task(collector_on(machine, "once").run(once=True))
+        await asyncio.sleep(GRACE_S - 1)
+        await vanish(machine.client, ["c"])
+        async with asyncio.timeout(GRACE_S):
+            await running
+        assert await with_state(machine.client) == {"a", "c"}
+        assert list((await machine.client.list(KEYS.campaigns)).kvs) == []
 
 
 @pytest.mark.parametrize("seed", SEEDS)

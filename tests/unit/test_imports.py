@@ -40,8 +40,12 @@ ORDER = (
     "attempt",
     "candidate",
     "fencing",
+    "registration",
+    "kept",
+    "roster",
     "agents",
     "agent_control",
+    "agent_restore",
     "collector",
     "store",
     "background",
@@ -53,13 +57,15 @@ ORDER = (
     "told",
     "remote",
     "client",
+    "keeper",
+    "supervisor",
     "telemetry",
     "dev",
     "cli",
 )
 """From what everything may use to what nothing may use."""
 
-ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "listing", "watch")
+ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "keepalive", "listing", "watch")
 OPTIONAL = {
     "click": {"cli"},
     "rich": {"cli", "dev"},

@@ -16,6 +16,8 @@ from election.records import (
     AgentRecord,
     Candidate,
     CandidateRecord,
+    DrainMark,
+    ReapRequest,
     StateEntry,
     Tombstone,
     leader_of,
@@ -54,6 +56,21 @@ def test_a_tombstone_keeps_every_byte_that_was_collected(entries: list[StateEntr
     """Also bytes that are not text."""
     tombstone = Tombstone("a", 7, NOON, "c", Token(1, 9), tuple(entries))
     assert Tombstone.decode("a", 7, tombstone.encode()) == tombstone
+
+
+@given(texts, st.none() | times, st.integers(0, 2**62))
+def test_what_operators_ask_for_is_read_as_written(by: str, at: datetime | None, incarnation: int) -> None:
+    """Marks and requests."""
+    mark, request = DrainMark(by, at), ReapRequest("a", incarnation, by, at)
+    assert DrainMark.decode(mark.encode()) == mark
+    assert ReapRequest.decode("a", request.encode()) == request
+
+
+@pytest.mark.parametrize("value", [b"", b"7", b"{}", b'{"v":1}', b'{"v":1,"incarnation":"1"}', b'{"v":2}'])
+def test_a_request_to_reap_that_cannot_be_read_is_none(value: bytes) -> None:
+    """Nothing is reaped for it; a mark that cannot be read is a mark."""
+    assert ReapRequest.decode("a", value) is None
+    assert DrainMark.decode(value) == DrainMark("")
 
 
 @given(st.binary(max_size=200) | st.text().map(str.encode))
