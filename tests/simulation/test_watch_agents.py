@@ -178,6 +178,25 @@ async def test_a_tombstone_whose_retention_is_over_is_not_told() -> None:
 
 
 @virtual
+async def test_a_tombstone_that_was_put_again_is_told_as_it_is_now() -> None:
+    """In its new place, also by a view that has just been opened."""
+    async with viewing(world()) as (machine, view, fleet):
+        for name in "ab":
+            await fleet.join(name)
+            await fleet.die(name)
+            await fleet.reap(name)
+        [first, second] = fleet.reaped
+        value, _ = await fleet.client.get(KEYS.tombstone(*first))
+        assert value is not None
+        again = (await fleet.client.put(value.key, value.value)).header.revision
+        await asyncio.sleep(0.1)
+        async with View(machine.client, KEYS, rng=random.Random(0)) as fresh:
+            for each in (view, fresh):
+                assert [reap for reap, _ in reaped_in(await told(each, after=0))] == [second, first]
+                assert short(await told(each, after=again - 1))[0] == ("reaped", "a", again)
+
+
+@virtual
 async def test_an_agent_that_leaves_nothing_behind_is_told_to_be_gone() -> None:
     """As REAPED with a tombstone that was never put, so that nobody waits for its end."""
     async with viewing(world()) as (_, view, fleet):
