@@ -316,6 +316,8 @@ def test_at_the_end_only_tombstones_are_left() -> None:
     tombstone = f"/election/drill/agents/reaped/w1/{over().incarnations['w1']}"
     assert check(over().breaker(open=False).ends(a1=[tombstone]).history()) == []
     refused(over().ends(a1=[]), "lease a1 is left")
+    assert check(over().fact(What.COLLECTOR_KILLED, "c1").ends(a1=[]).history()) == []
+    refused(over().fact(What.COLLECTOR_KILLED, "c1").ends(a1=[], a2=[]), "lease a1 is left", "lease a2 is left")
     refused(over().ends(a1=[tombstone, "/election/drill/agents/alive/w1"]), "lease a1 is left")
     refused(over().do((KEYS.reap_request("w1"), b"{}")).ends(), "collector/reap/w1' is left")
     refused(over().do((KEYS.draining("w1"), b"{}")).ends(), "agents/draining/w1' is left")
