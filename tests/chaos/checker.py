@@ -76,7 +76,7 @@ def _may_be_left(history: History) -> int:
     does not know whether etcd has put the tombstone.
     """
     killed = sum(fact.what == What.COLLECTOR_KILLED for fact in history.facts)
-    return killed + sum(fact.what == What.DISTURBED and fact.more["unwell"] for fact in history.facts)
+    return killed + sum(fact.what == What.DISTURBED and bool(fact.more["unwell"]) for fact in history.facts)
 
 
 @click.command()
