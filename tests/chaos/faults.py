@@ -43,7 +43,7 @@ class Faults:
             "stranger": self._stranger,
             "collector start": lambda _: system.start_collector(),
             "collector kill": lambda _: self._collector(What.COLLECTOR_KILLED, signal.SIGKILL),
-            "collector leave": lambda _: self._collector("collector leaves", signal.SIGCONT, signal.SIGTERM),
+            "collector leave": lambda _: self._collector(What.COLLECTOR_LEAVES, signal.SIGCONT, signal.SIGTERM),
             "collector pause": lambda _: self._collector(What.COLLECTOR_PAUSED, signal.SIGSTOP),
             "collector resume": lambda _: system.resume_collectors(),
             "compact": self._compact,

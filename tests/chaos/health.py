@@ -16,6 +16,8 @@ class What:
     """Something is done to etcd; `unwell` says whether it cannot serve afterwards, or a member stands still."""
     PROBED = "probed"
     """etcd was read: `ok`, and `ended_at_s`."""
+    COLLECTOR_LEAVES = "collector leaves"
+    """It is told to; it cannot delete its key while etcd does not serve."""
     COLLECTOR_KILLED = "collector killed"
     COLLECTOR_PAUSED = "collector paused"
     COLLECTOR_RESUMED = "collector resumed"
@@ -61,7 +63,7 @@ class _Health:
                 return True
             case What.PROBED:
                 return self._probed(event)
-            case What.COLLECTOR_KILLED | What.COLLECTOR_PAUSED:
+            case What.COLLECTOR_KILLED | What.COLLECTOR_LEAVES | What.COLLECTOR_PAUSED:
                 self.stopped.add(event.who)
                 return event.who == self.standing.collector
             case What.COLLECTOR_RESUMED:
@@ -110,6 +112,8 @@ def _standings(history: History) -> Iterator[Standing]:
     before: tuple[str | None, int, bool] | None = None
     for step, world in outcomes(history):
         collector, token = world.collector() or (None, 0)
+        if collector is not None and world.has_given_up(collector):
+            collector = None
         now = (collector, token, world.breaker_is_open())
         if now != before:
             before = now
