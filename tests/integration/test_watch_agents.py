@@ -30,7 +30,7 @@ from election.server.serving import GrpcServer
 from election.store import Store, connect
 from election.token import Token
 from election.views import View
-from tests.simulation.fleets import Fleet, as_told, reaped_in
+from tests.simulation.scripted_fleet import Fleet, as_told, reaped_in
 from tests.simulation.test_watch_agents import write
 
 pytestmark = pytest.mark.etcd

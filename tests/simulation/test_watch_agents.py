@@ -22,7 +22,7 @@ from election.records import Agent, AgentState
 from election.views import View
 from tests.fake.clock import virtual
 from tests.fake.transport import FakeTransport
-from tests.simulation.fleets import Fleet, Watcher, reaped_in
+from tests.simulation.scripted_fleet import Fleet, Watcher, reaped_in
 from tests.simulation.world import KEYS, Machine, World, hurt, world
 
 SEEDS = range(60)
