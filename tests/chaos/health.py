@@ -23,6 +23,10 @@ class What:
     COLLECTOR_RESUMED = "collector resumed"
 
 
+_UNSEEN_S = 1.5
+"""Nobody knows whether all was well when etcd was not read for so long, though it should have been."""
+
+
 @dataclass(frozen=True, slots=True)
 class Interval:
     """A time in which all was well without a break."""
@@ -47,6 +51,7 @@ class _Health:
 
     etcd_since_s: float | None = None
     disturbed_at_s: float = 0.0
+    probed_at_s: float = 0.0
     unwell: bool = True
     standing: Standing = field(default_factory=lambda: Standing(0.0, None, 0, breaker_is_open=False))
     stopped: set[str] = field(default_factory=set)
@@ -71,8 +76,12 @@ class _Health:
         return False
 
     def _probed(self, event: Fact) -> bool:
+        unseen_s, self.probed_at_s = event.at_s - self.probed_at_s, event.more["ended_at_s"]
         if not event.more["ok"]:
             self.etcd_since_s = None
+            return True
+        if self.etcd_since_s is not None and unseen_s > _UNSEEN_S:  # the whole machine has stood still
+            self.etcd_since_s = event.more["ended_at_s"]
             return True
         if self.etcd_since_s is None and not self.unwell and event.at_s > self.disturbed_at_s:
             self.etcd_since_s = event.more["ended_at_s"]

@@ -15,6 +15,8 @@ _STORMS = 0.65
 COLLECTORS = 2
 """How many run at first."""
 _MOST_COLLECTORS = 3
+_ASLEEP_S = (3.5, 3.5, 13.0)
+"""How long a collector sleeps while an agent comes back; its lease is one of 10 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,12 +195,12 @@ class _Planner:
     def _ambush(self) -> tuple[str, dict[str, Any]]:
         """An agent that the collector takes for dead comes back while the collector stands still, past the grace.
 
-        So the collector wakes up with a reap that is due, and has not heard of the return; and half of the time the
-        agent has just vanished again.
+        So the collector wakes up with a reap that is due, and has not heard of the return; now and then it has lost its
+        term meanwhile, and half of the time the agent has just vanished again.
         """
         agent = self._take(self._up)
         half_s = self._grace_s / 2
-        awake_s = half_s + 3.5
+        awake_s = half_s + self._rng.choice(_ASLEEP_S)
         self._after(half_s, "ambush: collector sleeps", agent, lambda: None)
         if self._rng.random() < 0.5:
             self._after(awake_s - 0.3, "ambush: vanish again", agent, lambda: None)
