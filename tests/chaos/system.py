@@ -30,7 +30,7 @@ _PROBE_S = 0.25
 _POLL_S = 0.05
 _LEAVE_S = 20.0
 _CROWD_PACE = 5.0
-_HEALTHY_S = 40.0
+_HEALTHY_S = 90.0
 """How long it may take until all is well; when that is, is no promise of ours, so it is generous."""
 
 
