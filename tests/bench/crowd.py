@@ -19,7 +19,8 @@ async def main(agents: int, ttl_s: int, keys: int) -> None:
     """Registers so many agents, each of which stores so many keys, and does nothing more."""
     async with connect_from_environment() as store, AsyncExitStack() as stack:
         room = asyncio.Semaphore(_AT_ONCE)
-        await asyncio.gather(*(_begin(stack, store, room, f"worker-{number:06}", ttl_s, keys) for number in range(agents)))
+        names = [f"worker-{number:06}" for number in range(agents)]
+        await asyncio.gather(*(_begin(stack, store, room, name, ttl_s, keys) for name in names))
         sys.stdout.write("registered\n")
         sys.stdout.flush()
         await asyncio.Event().wait()
