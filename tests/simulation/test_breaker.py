@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 from google.protobuf.message import Message
@@ -309,3 +310,22 @@ async def test_a_collector_that_was_deposed_writes_no_breaker() -> None:
         await asyncio.sleep(0.5)
         assert deposed
         assert not (await read_breaker(here.client, KEYS)).open
+
+
+@virtual
+async def test_many_who_vanish_one_by_one_are_counted_as_fast_as_they_do() -> None:
+    """However long it takes to look at what each has left: nobody is reaped before it is known how many are gone."""
+    here = world()
+    fleet = [f"w{number}" for number in range(300)]
+    async with working(here, breaker=BREAKER) as one, here.machine() as other:
+        await leave_state(other.client, fleet, alive=True)
+
+        async def slow(_: int, method: Method[Any, Any], __: Message) -> None:
+            if method is TXN:
+                await asyncio.sleep(0.1)
+
+        one.machine.transport.before_call = slow
+        await asyncio.gather(*(vanish(other.client, [agent]) for agent in fleet))
+        await asyncio.sleep(60)
+        assert one.of(Reaped) == []
+        assert await with_state(other.client) == set(fleet)
