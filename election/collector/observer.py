@@ -158,6 +158,9 @@ class Observer:
             self.heard_breaker(Breaker.of(found), item.revision)
             for kv in item.kvs:
                 self._see_order(kv)
+            for agent in [each.agent for each in self.suspects.missing.values() if each.ordered]:
+                if agent not in self._orders:
+                    self._withdraw(agent)
             self._orders_listed.set()
             return
         for event in item.events:
@@ -168,6 +171,7 @@ class Observer:
                 self._see_order(event.kv)
             elif isinstance(key := self._keyspace.parse(event.kv.key), ReapRequestKey):
                 self._orders.pop(key.agent, None)
+                self._withdraw(key.agent)
 
     def _see_order(self, kv: KeyValue) -> None:
         key = self._keyspace.parse(kv.key)
@@ -181,6 +185,11 @@ class Observer:
         order = self._orders.get(suspect.agent)
         if order is not None and order.incarnation == suspect.incarnation:
             self.suspects.order(suspect, self._client.clock.now_s())
+
+    def _withdraw(self, agent: str) -> None:
+        """Nobody waits any more for the reap of an agent that is still a suspect."""
+        if (suspect := self.suspects.missing.get(agent)) is not None:
+            self.suspects.withdraw(suspect)
 
     # --- agents ----------------------------------------------------------------------------------------------
 
@@ -226,7 +235,7 @@ class Observer:
                 if self._gone.get(agent) is each:  # it is not back, and not listed meanwhile
                     del self._gone[agent]
                     if (suspect := suspects.get(agent)) is not None:
-                        self._begin_grace(suspect, each.since_s)
+                        self.begin_grace(suspect, each.since_s)
             self.changed.set()
 
     def _appear(self, agent: str) -> None:
@@ -300,10 +309,12 @@ class Observer:
             suspects += (await self._look({agent: gone[agent] for agent in chosen})).values()
         since_s = self._client.clock.now_s()
         for suspect in suspects:
-            self._begin_grace(suspect, since_s)
+            self.begin_grace(suspect, since_s)
 
-    def _begin_grace(self, suspect: Suspect, since_s: float) -> None:
-        suspect.since_s, suspect.due_at_s = since_s, since_s + self._config.grace_s
+    def begin_grace(self, suspect: Suspect, since_s: float) -> None:
+        """Suspects an agent, in place of what was suspected of it before."""
+        suspect.since_s = since_s
+        suspect.due_at_s = suspect.grace_ends_s = since_s + self._config.grace_s
         self.suspects.suspect(suspect)
         self._tell(Suspected(suspect.agent, self._config.grace_s))
         self._obey(suspect)

@@ -263,6 +263,10 @@ class Sweep:
             suspect.unsure = None
             if TombstoneKey(unsure.agent, unsure.incarnation, unsure.part) in remains.parts:
                 self._tell(Reaped(unsure))
+        if remains.is_of_another:
+            del pending[suspect]
+            self._suspect_anew(remains)
+            return None
         if self._term is None:
             del pending[suspect]  # it stays taken
             self._given_up.add(suspect)
@@ -285,6 +289,15 @@ class Sweep:
                 del pending[suspect]
                 self._observer.suspects.settle(suspect)
         return burial
+
+    def _suspect_anew(self, remains: Remains) -> None:
+        """It has a grace of its own, and no order for another incarnation ends it."""
+        suspects, record = self._observer.suspects, remains.record
+        if suspects.missing.get(remains.suspect.agent) is remains.suspect:
+            left = record is not None and record.left_at is not None
+            now_s = self._client.clock.now_s()
+            anew = Suspect(remains.suspect.agent, remains.incarnation, remains.revision, now_s, now_s, left=left)
+            self._observer.begin_grace(anew, now_s)
 
     def _conclude(self, burial: Burial, fate: Fate, pending: dict[Suspect, None]) -> None:
         suspect = burial.suspect

@@ -167,9 +167,34 @@ async def test_an_agent_whose_registration_is_deleted_meanwhile_is_not_reaped_as
 
         machine.machine.transport.before_call = before
         await die(host, agent)
-        await asyncio.sleep(TTL_S + GRACE_S + 3)
+        await asyncio.sleep(TTL_S + 2 * GRACE_S + 3)
         assert deleted
         assert [tombstone.incarnation for tombstone in await tombstones(machine.client)] == [0]
+
+
+@virtual
+async def test_who_came_back_and_left_before_it_was_read_has_a_grace_of_its_own() -> None:
+    """What is read is of another incarnation than the one whose grace is over."""
+    here = world()
+    async with working(here) as one, here.machine() as host:
+        async with agent_on(host) as agent:
+            await agent.put("task", "x")
+        left_at_s = asyncio.get_running_loop().time()
+        incarnation = 0
+
+        async def return_briefly(_: int, __: Method[Any, Any], request: Message) -> None:
+            nonlocal incarnation
+            reads = isinstance(request, rpc.TxnRequest) and not request.compare
+            if reads and not incarnation and asyncio.get_running_loop().time() > left_at_s + GRACE_S - 1:
+                async with agent_on(host) as agent:
+                    incarnation = agent.incarnation
+
+        one.machine.transport.before_call = return_briefly
+        await asyncio.sleep(GRACE_S + 2)
+        assert incarnation
+        assert await tombstones(host.client) == []
+        await asyncio.sleep(GRACE_S)
+        assert [tombstone.incarnation for tombstone in await tombstones(host.client)] == [incarnation]
 
 
 @virtual
