@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from election.collector.remains import Remains
@@ -114,8 +114,7 @@ class Planner:
         changes = self._deletes(remains, chosen, whole=whole)
         if not whole and registration is not None and tombstone.agent_record is not None:
             # Should the agent come back before the next part is taken, it learns by this that something was.
-            record = replace(tombstone.agent_record, incarnation=tombstone.incarnation)
-            changes.append(txn.put(registration.key, record.encode()))
+            changes.append(txn.put(registration.key, tombstone.agent_record.encode_as(tombstone.incarnation)))
         return Burial(suspect, tombstone, compare, changes, tombstone.encode(), whole)
 
     def _deletes(self, remains: Remains, chosen: Sequence[KeyValue], *, whole: bool) -> list[rpc.RequestOp]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 
+from election.agent_restore import restore
 from election.agents import Agent
 from election.collector import Foreign, Reaped, ReapFailed, Recovered, Suspected, WouldReap
 from election.errors import AgentExists, AgentLost, EtcdError
@@ -19,7 +21,7 @@ from election.etcd.methods import TXN, Method, Req, Resp
 from election.etcd.transport import Metadata, Stream
 from election.keys import COLLECTOR_ELECTION, REGISTRATION, range_end
 from election.pb.etcd import rpc_pb2 as rpc
-from election.records import Tombstone
+from election.records import CANDIDATE_LIMIT, AgentRecord, Tombstone
 from tests.fake.clock import virtual
 from tests.fake.transport import FakeTransport
 from tests.simulation.fleet import (
@@ -338,6 +340,22 @@ async def test_an_agent_whose_liveness_key_somebody_deletes_registers_again() ->
         assert found is not None
         assert found.create_revision == agent.incarnation
         assert len((await host.client.leases()).leases) == 1
+
+
+@virtual
+async def test_a_registration_of_a_stranger_that_is_too_large_holds_up_nobody() -> None:
+    """Other programs write what they like; it is collected in parts as any other, and can be restored."""
+    here = world()
+    async with working(here) as one, here.machine() as other:
+        record = AgentRecord("w", labels={"a": "x" * CANDIDATE_LIMIT})
+        await leave_state(other.client, ["w", "v"], keys=150, alive=True)
+        await other.client.put(KEYS.state("w", REGISTRATION), json.dumps(record.document()).encode())
+        await vanish(other.client, ["w", "v"])
+        await asyncio.sleep(GRACE_S + 5)
+        assert await with_state(other.client) == set()
+        assert one.collector.candidate.loss is None
+        assert (await tombstones(other.client))[0].agent_record == record
+        assert len((await restore(other.client, KEYS, "w")).written) == 151
 
 
 @virtual
