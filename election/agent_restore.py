@@ -9,7 +9,7 @@ collector that finds them then makes a tombstone of their own, and leaves those 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from election.errors import AgentUnknown, EtcdError, StateExists
 from election.etcd import txn
@@ -124,7 +124,7 @@ def _collected(keyspace: Keyspace, agent: str, buried: list[KeyValue], incarnati
     parts = [tombstone for tombstone in tombstones if tombstone.incarnation == chosen]
     values = {entry.key: entry.value for part in parts for entry in part.collected if entry.key != REGISTRATION}
     record = next((part.agent_record for part in reversed(parts) if part.agent_record), None)
-    registration = replace(record, incarnation=chosen).encode() if record else None
+    registration = record.encode_as(chosen) if record else None
     return _Collected(chosen, values, registration)
 
 

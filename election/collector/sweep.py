@@ -39,6 +39,9 @@ _BATCH_BYTES = 4 * 1024 * 1024
 _IN_FLIGHT = 2
 """Batches at a time: one is read and planned while etcd commits the other."""
 
+_TURN_S = 0.05
+"""All suspects are counted anew in each turn: what changes within so long is looked at together."""
+
 _RETRY_S = 1.0
 _SHORTEST_WINDOW_S = 1.0
 
@@ -116,7 +119,7 @@ class Sweep:
         """Until something has changed, something is due, or a batch is done; raises what ended the batch."""
         observer, now_s = self._observer, self._client.clock.now_s()
         times_s = [observer.suspects.next_due_s(ordered=True), observer.breaker_over_at_s]
-        if not observer.breaker.open:
+        if self._may_begin():
             times_s.append(max(observer.suspects.next_due_s(), now_s + self._pace.next_s()))
         if len(reaping) == _IN_FLIGHT:
             times_s = []
@@ -130,6 +133,10 @@ class Sweep:
                 timeout=None if timeout_s == float("inf") else timeout_s,
                 return_when=asyncio.FIRST_COMPLETED,
             )
+            if changed.done() and not reaping:
+                await self._client.clock.sleep_s(_TURN_S)
+            elif changed.done():
+                await asyncio.wait(reaping, timeout=_TURN_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
             changed.cancel()
         for task in [task for task in reaping if task.done()]:
@@ -208,12 +215,16 @@ class Sweep:
             if ordered := observer.suspects.take(now_s, self._batch, ordered=True):
                 reaping.add(asyncio.create_task(self._reap(ordered, None)))
                 continue
-            allowed = 0 if observer.breaker.open else self._pace.allows()
+            allowed = self._pace.allows() if self._may_begin() else 0
             taken = observer.suspects.take(now_s, self._batch if allowed is None else min(self._batch, allowed))
             if not taken:
                 return
             self._pace.spend(len(taken))
             reaping.add(asyncio.create_task(self._reap(taken, observer.breaker)))
+
+    def _may_begin(self) -> bool:
+        """Whether anybody but those whom an operator has ordered may be reaped now."""
+        return not self._observer.breaker.open and not self._observer.is_behind
 
     async def _reap(self, suspects: Sequence[Suspect], breaker: Breaker | None) -> None:
         """Collects a batch; in the end each suspect is settled, or due again."""
@@ -252,6 +263,10 @@ class Sweep:
             suspect.unsure = None
             if TombstoneKey(unsure.agent, unsure.incarnation, unsure.part) in remains.parts:
                 self._tell(Reaped(unsure))
+        if remains.is_of_another:
+            del pending[suspect]
+            self._suspect_anew(remains)
+            return None
         if self._term is None:
             del pending[suspect]  # it stays taken
             self._given_up.add(suspect)
@@ -274,6 +289,15 @@ class Sweep:
                 del pending[suspect]
                 self._observer.suspects.settle(suspect)
         return burial
+
+    def _suspect_anew(self, remains: Remains) -> None:
+        """It has a grace of its own, and no order for another incarnation ends it."""
+        suspects, record = self._observer.suspects, remains.record
+        if suspects.missing.get(remains.suspect.agent) is remains.suspect:
+            left = record is not None and record.left_at is not None
+            now_s = self._client.clock.now_s()
+            anew = Suspect(remains.suspect.agent, remains.incarnation, remains.revision, now_s, now_s, left=left)
+            self._observer.begin_grace(anew, now_s)
 
     def _conclude(self, burial: Burial, fate: Fate, pending: dict[Suspect, None]) -> None:
         suspect = burial.suspect

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 from google.protobuf.message import Message
+from grpc import StatusCode
 
+from election.agent_control import ask_to_reap
 from election.breaker import close_breaker, hold_breaker, read_breaker
 from election.collector import BreakerClosed, BreakerOpened, Reaped
 from election.config import BreakerConfig
 from election.etcd.methods import TXN, Method
+from election.etcd.transport import RpcFailed
 from election.keys import COLLECTOR_ELECTION
 from election.records import BreakerReason, ReapRequest
 from tests.fake.clock import virtual
@@ -309,3 +313,47 @@ async def test_a_collector_that_was_deposed_writes_no_breaker() -> None:
         await asyncio.sleep(0.5)
         assert deposed
         assert not (await read_breaker(here.client, KEYS)).open
+
+
+@virtual
+async def test_many_who_vanish_one_by_one_are_counted_as_fast_as_they_do() -> None:
+    """However long it takes to look at what each has left: nobody is reaped before it is known how many are gone."""
+    here = world()
+    fleet = [f"w{number}" for number in range(300)]
+    async with working(here, breaker=BREAKER) as one, here.machine() as other:
+        await leave_state(other.client, fleet, alive=True)
+
+        async def slow(_: int, method: Method[Any, Any], __: Message) -> None:
+            if method is TXN:
+                await asyncio.sleep(0.1)
+
+        one.machine.transport.before_call = slow
+        await asyncio.gather(*(vanish(other.client, [agent]) for agent in fleet))
+        await asyncio.sleep(60)
+        assert one.of(Reaped) == []
+        assert await with_state(other.client) == set(fleet)
+
+
+@virtual
+async def test_an_order_that_was_withdrawn_is_not_carried_out() -> None:
+    """Also where the collector has heard of it, and could not reap at the time: the breaker holds again."""
+    here = world()
+    async with working(here, breaker=BREAKER) as one, here.machine() as other:
+        await hold_breaker(other.client, KEYS, by="op")
+        await leave_state(other.client, ["w"], alive=True)
+        await vanish(other.client, ["w"])
+        await asyncio.sleep(GRACE_S + 3)
+        refused = True
+
+        async def refuse(_: int, __: Method[Any, Any], request: Message) -> None:
+            if refused and is_reap(request):
+                raise RpcFailed(StatusCode.UNAVAILABLE, "etcdserver: too many requests")
+
+        one.machine.transport.before_call = refuse
+        asked = await ask_to_reap(other.client, KEYS, "w", by="op")
+        await asyncio.sleep(2)
+        await other.client.lease_revoke(asked.lease)
+        await asyncio.sleep(2)
+        refused = False
+        await asyncio.sleep(30)
+        assert await with_state(other.client) == {"w"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 
+from election.agent_restore import restore
 from election.agents import Agent
 from election.collector import Foreign, Reaped, ReapFailed, Recovered, Suspected, WouldReap
 from election.errors import AgentExists, AgentLost, EtcdError
@@ -19,7 +21,7 @@ from election.etcd.methods import TXN, Method, Req, Resp
 from election.etcd.transport import Metadata, Stream
 from election.keys import COLLECTOR_ELECTION, REGISTRATION, range_end
 from election.pb.etcd import rpc_pb2 as rpc
-from election.records import Tombstone
+from election.records import CANDIDATE_LIMIT, AgentRecord, Tombstone
 from tests.fake.clock import virtual
 from tests.fake.transport import FakeTransport
 from tests.simulation.fleet import (
@@ -167,9 +169,34 @@ async def test_an_agent_whose_registration_is_deleted_meanwhile_is_not_reaped_as
 
         machine.machine.transport.before_call = before
         await die(host, agent)
-        await asyncio.sleep(TTL_S + GRACE_S + 3)
+        await asyncio.sleep(TTL_S + 2 * GRACE_S + 3)
         assert deleted
         assert [tombstone.incarnation for tombstone in await tombstones(machine.client)] == [0]
+
+
+@virtual
+async def test_who_came_back_and_left_before_it_was_read_has_a_grace_of_its_own() -> None:
+    """What is read is of another incarnation than the one whose grace is over."""
+    here = world()
+    async with working(here) as one, here.machine() as host:
+        async with agent_on(host) as agent:
+            await agent.put("task", "x")
+        left_at_s = asyncio.get_running_loop().time()
+        incarnation = 0
+
+        async def return_briefly(_: int, __: Method[Any, Any], request: Message) -> None:
+            nonlocal incarnation
+            reads = isinstance(request, rpc.TxnRequest) and not request.compare
+            if reads and not incarnation and asyncio.get_running_loop().time() > left_at_s + GRACE_S - 1:
+                async with agent_on(host) as agent:
+                    incarnation = agent.incarnation
+
+        one.machine.transport.before_call = return_briefly
+        await asyncio.sleep(GRACE_S + 2)
+        assert incarnation
+        assert await tombstones(host.client) == []
+        await asyncio.sleep(GRACE_S)
+        assert [tombstone.incarnation for tombstone in await tombstones(host.client)] == [incarnation]
 
 
 @virtual
@@ -313,6 +340,22 @@ async def test_an_agent_whose_liveness_key_somebody_deletes_registers_again() ->
         assert found is not None
         assert found.create_revision == agent.incarnation
         assert len((await host.client.leases()).leases) == 1
+
+
+@virtual
+async def test_a_registration_of_a_stranger_that_is_too_large_holds_up_nobody() -> None:
+    """Other programs write what they like; it is collected in parts as any other, and can be restored."""
+    here = world()
+    async with working(here) as one, here.machine() as other:
+        record = AgentRecord("w", labels={"a": "x" * CANDIDATE_LIMIT})
+        await leave_state(other.client, ["w", "v"], keys=150, alive=True)
+        await other.client.put(KEYS.state("w", REGISTRATION), json.dumps(record.document()).encode())
+        await vanish(other.client, ["w", "v"])
+        await asyncio.sleep(GRACE_S + 5)
+        assert await with_state(other.client) == set()
+        assert one.collector.candidate.loss is None
+        assert (await tombstones(other.client))[0].agent_record == record
+        assert len((await restore(other.client, KEYS, "w")).written) == 151
 
 
 @virtual
