@@ -35,8 +35,8 @@ _TURN_S = 0.02
 _LOOK_S = 1.0
 """The longest time between two looks at the clock, which goes on in a suspend, when timers stand still."""
 _RETRY_S, _RETRY_MAX_S = 0.05, 0.25
-_SUSPECTED_S = 1.0
-"""How much later a renewal is tried again that may be what blocks its stream."""
+_SUSPECTED_S = 0.1
+"""How much later a renewal is tried again that may be what blocks its stream; it doubles each time."""
 _SETTLED_S = 5.0
 """How old a stream has to be before one to etcd's leader takes its place."""
 
@@ -47,7 +47,7 @@ class KeptLease:
     `gone` says that etcd does not know the lease any more.
     """
 
-    __slots__ = ("deadline_s", "due_at_s", "gone", "id", "margin_s", "renew_s")
+    __slots__ = ("deadline_s", "due_at_s", "gone", "id", "margin_s", "renew_s", "suspected")
 
     def __init__(self, lease: Lease) -> None:
         self.id = lease.id
@@ -55,6 +55,7 @@ class KeptLease:
         self.renew_s = lease.renew_s
         self.deadline_s = lease.deadline_s
         self.due_at_s = 0.0
+        self.suspected = 0
         self.gone = False
 
 
@@ -221,7 +222,8 @@ class KeepAlive:
         first = next(iter(line.sent_at_s), None)
         if first is not None and (kept := self._leases.get(first)) is not None:
             del line.sent_at_s[first]
-            self._renew_at(kept, self._clock.now_s() + _SUSPECTED_S)
+            self._renew_at(kept, self._clock.now_s() + _SUSPECTED_S * (1 << min(kept.suspected, 10)))
+            kept.suspected += 1
 
     async def _write_due(self, line: _Line, until_s: float) -> int:
         """Writes a batch of what is due, as far as there is room for it and time; returns how many."""
@@ -270,6 +272,7 @@ class KeepAlive:
             self._gone.append(kept)
             self._ends_earlier.set()
             return
+        kept.suspected = 0
         kept.deadline_s = max(kept.deadline_s, sent_at_s + answer.TTL - kept.margin_s)
         # Not all at the whole interval, so that bursts dissolve.
         self._renew_at(kept, sent_at_s + kept.renew_s * self._rng.uniform(0.8, 1.0))
