@@ -21,6 +21,7 @@ from election.config import EtcdConfig
 from election.dev.ports import can_be_bound, free_ports
 from election.etcd.client import EtcdClient
 from election.keys import Keyspace
+from election.store import connect
 from election.token import Token
 from tests.integration.test_cli import Cli, Event, Running
 
@@ -251,8 +252,9 @@ async def test_a_new_leader_hands_over_what_was_reaped_while_nobody_led(cli: Cli
         tasks = {key for key in reaped["collected"] if key.startswith("task-")}
         assert tasks
         assert "elected" not in [event["event"] for event in running.events[since:]]
-        await running.until("elected", since=since, timeout_s=30)
-        moved = [await running.until("reassigned", since=since, task=task, formerly=victim) for task in tasks]
+        async with connect(dev.members) as store, store.agent(victim):  # it is back, and has nothing in its state
+            await running.until("elected", since=since, timeout_s=30)
+            moved = [await running.until("reassigned", since=since, task=task, formerly=victim) for task in tasks]
         assert draining not in {event["agent"] for event in moved}
         given = [event for event in running.events[since:] if event["event"] in ("assigned", "reassigned")]
         assert draining not in {event["agent"] for event in given}
