@@ -9,7 +9,7 @@ import click
 from election.breaker import close_breaker, hold_breaker
 from election.cli.agent_documents import breaker_document
 from election.cli.exits import OK
-from election.cli.options import Settings, command, operator, seconds, server_option, setting
+from election.cli.options import Settings, command, more_than_zero, operator, server_option, setting
 from election.cli.output import print_json, time_text
 from election.records import Breaker, BreakerReason
 
@@ -43,7 +43,7 @@ def close(settings: Settings) -> int:
 
 
 @command("hold")
-@setting("--for", "hold_s", type=seconds, metavar="S", help="seconds [until `breaker close`]")
+@setting("--for", "hold_s", type=float, callback=more_than_zero, metavar="S", help="seconds [until `breaker close`]")
 def hold(settings: Settings, hold_s: float | None) -> int:
     """Let nobody reap anything.
 

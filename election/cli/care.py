@@ -11,7 +11,7 @@ from election.agent_restore import restore
 from election.cli.agent_documents import entry_document, names_text, tombstone_document
 from election.cli.agents import print_entries
 from election.cli.exits import OK
-from election.cli.options import Settings, command, operator, seconds, setting
+from election.cli.options import Settings, command, more_than_zero, operator, setting
 from election.cli.output import print_json, time_text
 from election.errors import ElectionError
 from election.keys import COLLECTOR_ELECTION
@@ -62,7 +62,15 @@ def agents_drain(settings: Settings, id: str, undo: bool) -> int:
 @command("reap")
 @click.argument("id")
 @setting("--dry-run", is_flag=True, help="print what would be collected, and do nothing")
-@setting("--timeout", type=seconds, default=10.0, show_default=True, metavar="S", help="how long to wait, seconds")
+@setting(
+    "--timeout",
+    type=float,
+    callback=more_than_zero,
+    default=10.0,
+    show_default=True,
+    metavar="S",
+    help="how long to wait, seconds",
+)
 def agents_reap(settings: Settings, id: str, dry_run: bool, timeout: float) -> int:
     """Have the dead agent ID collected now.
 

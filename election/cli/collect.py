@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import click
 
-from election.cli.agent_documents import breaker_document, names_text, tombstone_document
+from election.cli.agent_documents import breaker_document, names_text
 from election.cli.aside import aside
 from election.cli.breaker import breaker_text
 from election.cli.exits import OK
 from election.cli.metrics import metrics_options, telemetry
-from election.cli.options import Settings, command, seconds, setting, state_dir_option
+from election.cli.options import Settings, command, more_than_zero, setting, state_dir_option
 from election.cli.output import print_event, print_json, print_line
 from election.cli.signals import on_signal
 from election.collector import (
@@ -61,7 +61,8 @@ _OPTIONS = (
     ),
     setting(
         "--reconcile",
-        type=seconds,
+        type=float,
+        callback=more_than_zero,
         default=_DEFAULT.reconcile_s,
         show_default=True,
         metavar="S",
@@ -75,7 +76,13 @@ _OPTIONS = (
         metavar="S",
         help="how long a tombstone stays, seconds",
     ),
-    setting("--rate", type=seconds, metavar="N", help="the most agents to reap in a second [no limit]"),
+    setting(
+        "--rate",
+        type=float,
+        callback=more_than_zero,
+        metavar="N",
+        help="the most agents to reap in a second [no limit]",
+    ),
     setting(
         "--breaker-agents",
         type=click.IntRange(1, 10**9),
@@ -94,7 +101,8 @@ _OPTIONS = (
     ),
     setting(
         "--breaker-hold",
-        type=seconds,
+        type=float,
+        callback=more_than_zero,
         default=_BREAKER.hold_s,
         show_default=True,
         metavar="S",
@@ -227,18 +235,20 @@ def _print_event(settings: Settings, event: CollectorEvent) -> None:
         case BreakerClosed(breaker):
             _print_breaker(settings, "breaker_closed", breaker)
         case Foreign(keys):
-            print_event(settings.json, "foreign", keys=list(keys) if settings.json else names_text(keys))
+            print_event(settings.json, "foreign", keys=keys if settings.json else names_text(keys))
 
 
 def _print_tombstone(settings: Settings, name: str, tombstone: Tombstone) -> None:
     keys = tuple(entry.key for entry in tombstone.collected)
-    if settings.json:
-        document = tombstone_document(tombstone, values=False)
-        print_json({"event": name, **document, "collected": list(keys)})
-        return
-    part = f".{tombstone.part}" if tombstone.part else ""
-    incarnation, token = f"{tombstone.incarnation}{part}", tombstone.token
-    print_event(False, name, agent=tombstone.agent, incarnation=incarnation, token=token, collected=names_text(keys))
+    print_event(
+        settings.json,
+        name,
+        agent=tombstone.agent,
+        incarnation=tombstone.incarnation,
+        part=tombstone.part,
+        token=str(tombstone.token),
+        collected=keys if settings.json else names_text(keys),
+    )
 
 
 def _print_breaker(settings: Settings, name: str, breaker: Breaker) -> None:

@@ -85,8 +85,6 @@ labels_option = setting(
 ttl_seconds = click.IntRange(1, LONGEST_TTL_S)
 """The TTL of a lease."""
 
-seconds = click.FloatRange(min=0, min_open=True)
-"""A number of seconds that is more than 0."""
 
 _SHARED: dict[str, tuple[tuple[str, ...], dict[str, Any], tuple[str, ...]]] = {
     # name: (declarations, attributes, variables)
@@ -179,6 +177,16 @@ def operator() -> str:
     except (KeyError, OSError):  # a container without that user
         user = f"uid-{os.getuid()}"
     return f"{user}@{socket.gethostname()}"
+
+
+def more_than_zero(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    """Checks a number, mostly of seconds: `nan` is none, and what is too large cannot be added to a time."""
+    if value is not None and not 0 < value <= _LARGEST:
+        raise click.BadParameter(f"{value:g} is not more than 0 and at most {_LARGEST:g}.")
+    return value
+
+
+_LARGEST = 1e9
 
 
 def parse_labels(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:

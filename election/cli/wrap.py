@@ -14,7 +14,7 @@ import click
 from election.agents import Agent
 from election.cli.exits import LOST
 from election.cli.join import agent_options
-from election.cli.options import Settings, command, seconds, setting
+from election.cli.options import Settings, command, more_than_zero, setting
 from election.cli.output import print_event
 from election.clock import BootClock, Clock
 from election.config import AgentConfig
@@ -38,7 +38,8 @@ _SIGNALLED = 128
 )
 @setting(
     "--kill-after",
-    type=seconds,
+    type=float,
+    callback=more_than_zero,
     default=STOP_S,
     show_default=True,
     metavar="S",

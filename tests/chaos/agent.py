@@ -22,8 +22,9 @@ from election.clock import BootClock
 from tests.chaos.history import Journal, Said
 
 _CLOCK = BootClock()
-_TICK_S = (0.2, 0.6)
+_TICK_S = (0.4, 1.2)
 _EXISTS_S = 0.2
+_LOST_S = 0.05
 KEPT, STILL, CHANGING, EXTRA = "memory", ("assignment-1", "assignment-2"), ("status", "progress"), "scratch"
 """What an agent has put back after a reap; stores when it has registered; writes all the time; and deletes again."""
 PROCESS = "process"
@@ -53,7 +54,7 @@ class Worker:
             try:
                 incarnation = self.agent.check().incarnation
             except AgentLost:
-                await asyncio.sleep(_TICK_S[0] / 4)
+                await asyncio.sleep(_LOST_S)
                 continue
             self.say("acted", at_s, incarnation)
             if incarnation != self.incarnation:

@@ -41,9 +41,12 @@ class Faults:
             "drain": self._drain,
             "ask to reap": self._ask_to_reap,
             "stranger": self._stranger,
+            "ambush": self._vanish,
+            "ambush: collector sleeps": self._collector_sleeps,
+            "ambush: vanish again": self._vanish,
             "collector start": lambda _: system.start_collector(),
             "collector kill": lambda _: self._collector(What.COLLECTOR_KILLED, signal.SIGKILL),
-            "collector leave": lambda _: self._collector("collector leaves", signal.SIGCONT, signal.SIGTERM),
+            "collector leave": lambda _: self._collector(What.COLLECTOR_LEAVES, signal.SIGCONT, signal.SIGTERM),
             "collector pause": lambda _: self._collector(What.COLLECTOR_PAUSED, signal.SIGSTOP),
             "collector resume": lambda _: system.resume_collectors(),
             "compact": self._compact,
@@ -118,6 +121,16 @@ class Faults:
         value = json.dumps({"by": STRANGER, "at_s": self._system.client.clock.now_s()})
         with suppress(EtcdError):
             await self._system.client.put(key, value.encode())
+
+    async def _vanish(self, action: Action) -> None:
+        """An agent stands still, and its liveness key is gone at once."""
+        self._signal(action.who, signal.SIGSTOP)
+        await self._evict(action)
+
+    def _collector_sleeps(self, action: Action) -> None:
+        """The collector has heard that the agent is gone, and does not hear that it comes back."""
+        self._collector(What.COLLECTOR_PAUSED, signal.SIGSTOP)
+        self._signal(action.who, signal.SIGCONT)
 
     # --- collectors ------------------------------------------------------------------------------------------
 

@@ -16,9 +16,15 @@ class What:
     """Something is done to etcd; `unwell` says whether it cannot serve afterwards, or a member stands still."""
     PROBED = "probed"
     """etcd was read: `ok`, and `ended_at_s`."""
+    COLLECTOR_LEAVES = "collector leaves"
+    """It is told to; it cannot delete its key while etcd does not serve."""
     COLLECTOR_KILLED = "collector killed"
     COLLECTOR_PAUSED = "collector paused"
     COLLECTOR_RESUMED = "collector resumed"
+
+
+_UNSEEN_S = 1.5
+"""Nobody knows whether all was well when etcd was not read for so long, though it should have been."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,36 +51,40 @@ class _Health:
 
     etcd_since_s: float | None = None
     disturbed_at_s: float = 0.0
+    probed_at_s: float = 0.0
     unwell: bool = True
     standing: Standing = field(default_factory=lambda: Standing(0.0, None, 0, breaker_is_open=False))
     stopped: set[str] = field(default_factory=set)
 
-    def take(self, event: Fact | Standing) -> bool:
-        """Learns something; returns whether a time in which all was well ends with it."""
+    def take(self, event: Fact | Standing) -> float | None:
+        """Learns something; returns when a time in which all was well ended at the latest, if it did."""
         if isinstance(event, Standing):
-            broken = event != self.standing
             self.standing = event
-            return broken
+            return event.at_s
         match event.what:
             case What.DISTURBED:
                 self.disturbed_at_s, self.unwell, self.etcd_since_s = event.at_s, event.more["unwell"], None
-                return True
+                return event.at_s
             case What.PROBED:
                 return self._probed(event)
-            case What.COLLECTOR_KILLED | What.COLLECTOR_PAUSED:
+            case What.COLLECTOR_KILLED | What.COLLECTOR_LEAVES | What.COLLECTOR_PAUSED:
                 self.stopped.add(event.who)
-                return event.who == self.standing.collector
+                return event.at_s if event.who == self.standing.collector else None
             case What.COLLECTOR_RESUMED:
                 self.stopped.discard(event.who)
-        return False
+        return None
 
-    def _probed(self, event: Fact) -> bool:
+    def _probed(self, event: Fact) -> float | None:
+        seen_s, self.probed_at_s = self.probed_at_s, event.more["ended_at_s"]
         if not event.more["ok"]:
             self.etcd_since_s = None
-            return True
+            return event.at_s
+        if self.etcd_since_s is not None and event.at_s > seen_s + _UNSEEN_S:  # the whole machine has stood still
+            self.etcd_since_s = event.more["ended_at_s"]
+            return seen_s
         if self.etcd_since_s is None and not self.unwell and event.at_s > self.disturbed_at_s:
             self.etcd_since_s = event.more["ended_at_s"]
-        return False
+        return None
 
     @property
     def is_well(self) -> bool:
@@ -92,14 +102,13 @@ def well(history: History) -> list[Interval]:
     since_s: float | None = None
     intervals = []
     for event in events:
-        at_s = event.at_s
-        broken = health.take(event)
-        if since_s is not None and (broken or not health.is_well):
-            if at_s > since_s:
-                intervals.append(Interval(since_s, at_s))
+        ended_at_s = health.take(event)
+        if since_s is not None and ended_at_s is not None:
+            if ended_at_s > since_s:
+                intervals.append(Interval(since_s, ended_at_s))
             since_s = None
         if since_s is None and health.is_well:
-            since_s = max(at_s, health.etcd_since_s or 0.0)
+            since_s = max(event.at_s, health.etcd_since_s or 0.0)
     if since_s is not None and events[-1].at_s > since_s:
         intervals.append(Interval(since_s, events[-1].at_s))
     return intervals
@@ -110,6 +119,8 @@ def _standings(history: History) -> Iterator[Standing]:
     before: tuple[str | None, int, bool] | None = None
     for step, world in outcomes(history):
         collector, token = world.collector() or (None, 0)
+        if collector is not None and world.has_given_up(collector):
+            collector = None
         now = (collector, token, world.breaker_is_open())
         if now != before:
             before = now

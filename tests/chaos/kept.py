@@ -1,4 +1,4 @@
-"""What agents have put back: all that they keep when they come back after a reap, and nothing otherwise."""
+"""What agents have put back: all that they keep, unless nothing but themselves was there since; then nothing."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Kept:
     history: History
     _keeps: dict[tuple[str, str], list[Said]] = field(default_factory=dict)
     _confirmed: set[tuple[str, str, float]] = field(default_factory=set)
+    _lived: set[tuple[str, str, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         for each in self.history.said:
@@ -26,6 +27,8 @@ class Kept:
                 self._keeps.setdefault((each.agent, each.process), []).append(each)
             elif each.what == "wrote":
                 self._confirmed.add((each.agent, each.key, each.at_s))
+            elif each.what == "registered":
+                self._lived.add((each.agent, each.process, each.incarnation))
 
     def judge(self, world: World, step: Step) -> Iterator[Violation]:
         """The violations of one revision."""
@@ -38,11 +41,13 @@ class Kept:
                 for name, change in step.states(agent).items()
                 if change.after is not None and name != REGISTRATION
             }
-            if REGISTRATION in world.states.get(agent, {}):
+            process = process_of(agent, liveness.after)
+            registration = world.states.get(agent, {}).get(REGISTRATION)
+            if registration is not None and (agent, process, registration.modified) in self._lived:
                 if written:
                     yield Violation("kept", step.number, agent, f"{sorted(written)} were put back, and were not gone")
                 continue
-            for said in self._last(agent, process_of(agent, liveness.after), step.number):
+            for said in self._last(agent, process, step.number):
                 if written.get(said.key) != said.at_s:
                     text = f"{said.key!r} of {said.at_s:.3f} was kept, and not put back after a reap"
                     yield Violation("kept", step.number, agent, text)

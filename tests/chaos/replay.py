@@ -62,6 +62,11 @@ class World:
         record = CandidateRecord.decode(oldest.value)
         return (record.id, oldest.created) if record is not None and record.elected_at else None
 
+    def has_given_up(self, collector: str) -> bool:
+        """Whether a collector stands anew behind a key of its own, which it has given up and could not delete."""
+        records = (CandidateRecord.decode(each.value) for each in self.candidates.values())
+        return sum(record is not None and record.id == collector for record in records) > 1
+
     def breaker_is_open(self) -> bool:
         """Whether the breaker's key says that nothing may be reaped."""
         found = self.stored.get(self.keyspace.breaker)

@@ -30,7 +30,7 @@ _PROBE_S = 0.25
 _POLL_S = 0.05
 _LEAVE_S = 20.0
 _CROWD_PACE = 5.0
-_HEALTHY_S = 40.0
+_HEALTHY_S = 90.0
 """How long it may take until all is well; when that is, is no promise of ours, so it is generous."""
 
 
@@ -118,11 +118,12 @@ class System:
     # --- what etcd holds, as far as the observer has seen ---------------------------------------------------------
 
     def leading(self) -> str | None:
-        """The collector that has the oldest key and has proved it, whether or not its process still runs."""
+        """The collector that has the oldest key, has proved it and not given it up, whether or not it still runs."""
         prefix = self.keyspace.campaign(COLLECTOR_ELECTION)
         candidates = {key: each for key, each in self.observer.stored.items() if key.startswith(prefix)}
-        found = World(self.keyspace, candidates=candidates).collector()
-        return found[0] if found else None
+        world = World(self.keyspace, candidates=candidates)
+        found = world.collector()
+        return found[0] if found and not world.has_given_up(found[0]) else None
 
     def alive(self) -> set[str]:
         """The agents with a liveness key."""

@@ -235,7 +235,10 @@ def test_what_collectors_are_not_told_of_may_lie_around_until_they_list_everythi
     refused(story.wait(2), "lay around for")
 
 
-@pytest.mark.parametrize("fault", ["quorum", "member", "probe", "collector", "paused collector", "takeover", "breaker"])
+@pytest.mark.parametrize(
+    "fault",
+    ["quorum", "standstill", "member", "probe", "collector", "paused collector", "leave", "takeover", "breaker"],
+)
 def test_the_bound_begins_anew_when_all_is_well_again(fault: str) -> None:
     """Twice as long as the bound is not too long when something was wrong in the middle, and no more than that."""
     story = dead().wait(TOLD.bound_s - 7)
@@ -244,12 +247,16 @@ def test_the_bound_begins_anew_when_all_is_well_again(fault: str) -> None:
             story.fact(What.DISTURBED, unwell=True).wait(20).fact(What.DISTURBED, unwell=False)
         case "member":
             story.fact(What.DISTURBED, unwell=False)
+        case "standstill":
+            story.now_s += 20
         case "probe":
             story.probe(ok=False)
         case "collector":
             story.fact(What.COLLECTOR_KILLED, "c1").wait(20).collector("c2")
         case "paused collector":
             story.fact(What.COLLECTOR_PAUSED, "c1").wait(20).fact(What.COLLECTOR_RESUMED, "c1")
+        case "leave":
+            story.fact(What.COLLECTOR_LEAVES, "c1").wait(20).collector("c2")
         case "takeover":
             story.collector("c2")
         case "breaker":
@@ -269,6 +276,12 @@ def test_a_collector_that_is_gone_is_not_well_and_others_do_not_count() -> None:
     story.fact(What.COLLECTOR_KILLED, "c1").wait(5)
     [only] = well(story.history())
     assert story.now_s - only.ended_at_s > 4.9
+
+
+def test_a_collector_that_stands_behind_its_own_old_key_does_not_lead() -> None:
+    """It lost its term while etcd was away, and the key that it could not delete is still the oldest."""
+    story = dead().do((KEYS.candidate("_collector", 7), b'{"v": 1, "id": "c1"}')).wait(TOLD.bound_s)
+    assert check(story.history()) == []
 
 
 def test_how_each_time_without_a_living_agent_ended_is_told() -> None:
@@ -306,6 +319,8 @@ def test_at_the_end_only_tombstones_are_left() -> None:
     tombstone = f"/election/drill/agents/reaped/w1/{over().incarnations['w1']}"
     assert check(over().breaker(open=False).ends(a1=[tombstone]).history()) == []
     refused(over().ends(a1=[]), "lease a1 is left")
+    assert check(over().fact(What.COLLECTOR_KILLED, "c1").ends(a1=[]).history()) == []
+    refused(over().fact(What.COLLECTOR_KILLED, "c1").ends(a1=[], a2=[]), "lease a1 is left", "lease a2 is left")
     refused(over().ends(a1=[tombstone, "/election/drill/agents/alive/w1"]), "lease a1 is left")
     refused(over().do((KEYS.reap_request("w1"), b"{}")).ends(), "collector/reap/w1' is left")
     refused(over().do((KEYS.draining("w1"), b"{}")).ends(), "agents/draining/w1' is left")

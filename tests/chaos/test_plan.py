@@ -27,7 +27,7 @@ def test_every_fault_is_in_a_thousand_rounds(seed: int) -> None:
     names = [action.what for action in actions]
     assert names.count("quiet") == 20
     faults = {action.what for action in actions if action.round}
-    assert len(faults) == 20
+    assert len(faults) == 21
     assert min(names.count(fault) for fault in faults) >= 3
 
 
@@ -42,7 +42,7 @@ def test_only_what_lives_is_hurt(seed: int) -> None:
                 up.add(action.who)
             case "kill" | "leave":
                 up.remove(action.who)
-            case "pause":
+            case "pause" | "ambush":
                 up.remove(action.who)
                 paused.add(action.who)
             case "kill paused":

@@ -48,7 +48,9 @@ SETTINGS = re.compile("(ELECTION|ETCDCTL|OTEL)_")
 READS = ("leader", "observe", "candidates", "list", "agents list")
 RUNS = ("campaign", "agents join", "collect", "serve")
 NAMED = {"leader", "observe", "candidates", "campaign", "agents join"}
-COMMANDS = ("", "agents", *READS, *RUNS, "dev", "version")
+CARES = ("agents drain", "agents reap", "agents restore", "agents run", "breaker close", "breaker hold")
+MORE = ("agents show", "agents tombstones", "agents watch", "breaker show")
+COMMANDS = ("", "agents", "breaker", *READS, *MORE, *RUNS, *CARES, "dev", "version")
 
 
 def revision(token: str) -> int:
@@ -680,6 +682,7 @@ async def test_collect_reaps_what_a_dead_agent_left(cli: Cli, etcd: EtcdClient, 
         "event": "reaped",
         "agent": "a1",
         "incarnation": incarnation,
+        "part": 0,
         "token": f"0-{leading.create_revision}",
         "collected": ["task-1"],
     }

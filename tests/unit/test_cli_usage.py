@@ -1,0 +1,116 @@
+"""Command lines that cannot be: refused with one line, before anything is sent."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from election.cli import main
+
+NAME = "not a valid name: use 1 to 128 "
+NOWHERE = "127.0.0.1:1"
+BAD_IDS = ("a/b", "", "x" * 200, "a\nb", "\x1b[31m", "ä")
+TAKE_AN_ID = (
+    "agents show ID",
+    "agents show ID --server 127.0.0.1:1",
+    "agents tombstones ID",
+    "agents join ID",
+    "agents run ID -- true",
+    "agents drain ID",
+    "agents drain ID --undo",
+    "agents reap ID",
+    "agents reap ID --dry-run",
+    "agents restore ID",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended."""
+
+    code: int | str | None
+    out: str
+    err: str
+
+
+class Command:
+    """Runs the command line in this process, which is enough where nothing is sent."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+        monkeypatch.setenv("ELECTION_ENDPOINTS", NOWHERE)
+
+    def run(self, *arguments: str) -> Ended:
+        """Runs it to its end."""
+        self._monkeypatch.setattr(sys, "argv", ["election", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Ended(ended.value.code, *self._capsys.readouterr())
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command line."""
+    return Command(monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("id", BAD_IDS)
+@pytest.mark.parametrize("line", TAKE_AN_ID)
+def test_an_id_that_cannot_be_is_one_line(command: Command, line: str, id: str) -> None:
+    """In letters that a terminal shows as they are."""
+    ended = command.run(*(id if word == "ID" else word for word in line.split()))
+    assert (ended.code, ended.out) == (1, ""), ended
+    assert ended.err.startswith("error: agent ")
+    assert NAME in ended.err
+    assert ended.err.removesuffix("\n").isprintable(), ended
+
+
+@pytest.mark.parametrize("label", ["", "=x", "a b", "a/b=c"])
+def test_a_label_that_cannot_be_is_one_line(command: Command, label: str) -> None:
+    """It could never fit an agent."""
+    ended = command.run("agents", "list", "--label", label)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (1, "", 1), ended
+    assert ended.err.startswith("error: label ")
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("agents list --state dead", "dead"),
+        ("agents watch --after -1", "--after"),
+        ("agents watch --after x", "--after"),
+        ("agents run w1", "CMD"),
+        ("agents run", "ID"),
+        ("agents run w1 --on-loss panic -- true", "panic"),
+        ("agents run w1 --kill-after 0 -- true", "--kill-after"),
+        ("agents join w1 --label zone", "zone"),
+        ("agents restore w1 --incarnation -1", "--incarnation"),
+        ("agents reap w1 --timeout 0", "--timeout"),
+        ("agents reap w1 --timeout inf", "--timeout"),
+        ("breaker", "close"),
+        ("breaker hold --for 0", "--for"),
+        ("breaker hold --for nan", "--for"),
+        ("breaker hold --for 1e300", "--for"),
+        ("collect --breaker-share 1.5", "--breaker-share"),
+        ("collect --breaker-agents 0", "--breaker-agents"),
+        ("collect --reconcile 0", "--reconcile"),
+        ("collect --retention 0", "--retention"),
+        ("collect --rate 0", "--rate"),
+        ("serve --breaker-hold -1", "--breaker-hold"),
+    ],
+)
+def test_wrong_usage_exits_with_2(command: Command, line: str, word: str) -> None:
+    """It says what is wrong on stderr, and nothing on stdout."""
+    ended = command.run(*line.split())
+    assert (ended.code, ended.out) == (2, ""), ended
+    assert word in ended.err, ended
+
+
+@pytest.mark.parametrize("line", ["collect --grace nan", "collect --breaker-share nan"])
+def test_settings_that_cannot_be_are_one_line(command: Command, line: str) -> None:
+    """What no number is neither."""
+    ended = command.run(*line.split())
+    assert (ended.out, "nan" in ended.err, "Traceback" in ended.err) == ("", True, False), ended
+    assert ended.code in (1, 2)
