@@ -193,7 +193,7 @@ class _Planner:
         return "", {}
 
     def _ambush(self) -> tuple[str, dict[str, Any]]:
-        longer_s = self._rng.choice((0, 0, 0, _LEASE_S))
+        longer_s = self._rng.choice((0, 0, 0, 0, _LEASE_S))
         return self._rng.choice(self._up), {"again": self._rng.random() < 0.5, "longer_s": longer_s}
 
     def _collector_start(self) -> tuple[str, dict[str, Any]]:
