@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 from collections.abc import Awaitable, Callable
@@ -41,9 +42,7 @@ class Faults:
             "drain": self._drain,
             "ask to reap": self._ask_to_reap,
             "stranger": self._stranger,
-            "ambush": self._vanish,
-            "ambush: collector sleeps": self._collector_sleeps,
-            "ambush: vanish again": self._vanish,
+            "ambush": self._ambush,
             "collector start": lambda _: system.start_collector(),
             "collector kill": lambda _: self._collector(What.COLLECTOR_KILLED, signal.SIGKILL),
             "collector leave": lambda _: self._collector(What.COLLECTOR_LEAVES, signal.SIGCONT, signal.SIGTERM),
@@ -122,15 +121,28 @@ class Faults:
         with suppress(EtcdError):
             await self._system.client.put(key, value.encode())
 
+    async def _ambush(self, action: Action) -> None:
+        """An agent comes back while the collector stands still, past the grace.
+
+        So the collector wakes up with a reap that is due, and has not heard of the return; some have lost their term
+        meanwhile. With `again` the agent has just vanished once more, and has a new grace.
+        """
+        grace_s = self._system.starter.settings.grace_s
+        await self._vanish(action)
+        await asyncio.sleep(grace_s / 2)  # the collector hears of it
+        self._collector(What.COLLECTOR_PAUSED, signal.SIGSTOP)
+        self._signal(action.who, signal.SIGCONT)
+        await asyncio.sleep(grace_s + action.more["longer_s"])
+        if action.more["again"]:
+            await self._vanish(action)
+        self._system.resume_collectors()
+        await asyncio.sleep(grace_s / 4)
+        self._signal(action.who, signal.SIGCONT)
+
     async def _vanish(self, action: Action) -> None:
         """An agent stands still, and its liveness key is gone at once."""
         self._signal(action.who, signal.SIGSTOP)
         await self._evict(action)
-
-    def _collector_sleeps(self, action: Action) -> None:
-        """The collector has heard that the agent is gone, and does not hear that it comes back."""
-        self._collector(What.COLLECTOR_PAUSED, signal.SIGSTOP)
-        self._signal(action.who, signal.SIGCONT)
 
     # --- collectors ------------------------------------------------------------------------------------------
 

@@ -43,8 +43,9 @@ class Kept:
             }
             process = process_of(agent, liveness.after)
             registration = world.states.get(agent, {}).get(REGISTRATION)
-            if registration is not None and (agent, process, registration.modified) in self._lived:
-                if written:
+            if registration is not None and process_of(agent, registration) == process:
+                # Of an incarnation that it has not said anything of, it may not have heard itself.
+                if written and (agent, process, registration.modified) in self._lived:
                     yield Violation("kept", step.number, agent, f"{sorted(written)} were put back, and were not gone")
                 continue
             for said in self._last(agent, process, step.number):

@@ -15,8 +15,8 @@ _STORMS = 0.65
 COLLECTORS = 2
 """How many run at first."""
 _MOST_COLLECTORS = 3
-_ASLEEP_S = (3.5, 3.5, 13.0)
-"""How long a collector sleeps while an agent comes back; its lease is one of 10 s."""
+_LEASE_S = 12
+"""For so long a collector sleeps that is to lose its lease, which is one of 10 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class _Planner:
         if self._storm:
             some = self._collectors > 0
             faults |= {
-                "ambush": (6 * some_up * some, self._ambush),
+                "ambush": (8 * some_up * some, self._ambush),
                 "collector start": (9 * (self._collectors < _MOST_COLLECTORS), self._collector_start),
                 "collector kill": (7 * (some), self._collector_gone),
                 "collector leave": (4 * (some), self._collector_gone),
@@ -193,20 +193,8 @@ class _Planner:
         return "", {}
 
     def _ambush(self) -> tuple[str, dict[str, Any]]:
-        """An agent that the collector takes for dead comes back while the collector stands still, past the grace.
-
-        So the collector wakes up with a reap that is due, and has not heard of the return; now and then it has lost its
-        term meanwhile, and half of the time the agent has just vanished again.
-        """
-        agent = self._take(self._up)
-        half_s = self._grace_s / 2
-        awake_s = half_s + self._rng.choice(_ASLEEP_S)
-        self._after(half_s, "ambush: collector sleeps", agent, lambda: None)
-        if self._rng.random() < 0.5:
-            self._after(awake_s - 0.3, "ambush: vanish again", agent, lambda: None)
-        self._after(awake_s, "collector resume", "", lambda: None)
-        self._after(awake_s + half_s, "resume", agent, lambda: self._up.append(agent))
-        return agent, {}
+        longer_s = self._rng.choice((0, 0, 0, 0, _LEASE_S))
+        return self._rng.choice(self._up), {"again": self._rng.random() < 0.5, "longer_s": longer_s}
 
     def _collector_start(self) -> tuple[str, dict[str, Any]]:
         self._collectors += 1

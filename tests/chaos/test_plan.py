@@ -42,7 +42,7 @@ def test_only_what_lives_is_hurt(seed: int) -> None:
                 up.add(action.who)
             case "kill" | "leave":
                 up.remove(action.who)
-            case "pause" | "ambush":
+            case "pause":
                 up.remove(action.who)
                 paused.add(action.who)
             case "kill paused":
@@ -50,7 +50,7 @@ def test_only_what_lives_is_hurt(seed: int) -> None:
             case "resume" if action.who in paused:
                 paused.remove(action.who)
                 up.add(action.who)
-            case "kill and return" | "evict" | "second":
+            case "kill and return" | "evict" | "second" | "ambush":
                 assert action.who in up
             case "member kill" | "member pause" | "quorum loss":
                 assert not hurt
