@@ -85,7 +85,7 @@ async def restore(
         if collected.registration is not None and not alive:
             wanted[REGISTRATION] = collected.registration
         there = {kv.key.removeprefix(prefix).decode("utf-8", "backslashreplace"): kv for kv in stored}
-        writes = _writes(agent, wanted, there, may_differ=wanted if overwrite else written)
+        writes = _writes(agent, wanted, there, overwrite=overwrite, written=written)
         guards = [
             txn.created_at(keyspace.alive(agent), alive[0].create_revision if alive else 0),
             txn.nothing_newer(keyspace.tombstones(agent), answer.header.revision),  # what was written is not collected
@@ -129,10 +129,14 @@ def _collected(keyspace: Keyspace, agent: str, buried: list[KeyValue], incarnati
 
 
 def _writes(
-    agent: str, wanted: Mapping[str, bytes], there: Mapping[str, KeyValue], *, may_differ: Container[str]
+    agent: str, wanted: Mapping[str, bytes], there: Mapping[str, KeyValue], *, overwrite: bool, written: Container[str]
 ) -> list[_Write]:
-    different = [name for name, value in wanted.items() if name in there and there[name].value != value]
-    if refused := tuple(name for name in different if name not in may_differ):
+    """What is still to be written. What differs from what was written before is newer, and stays."""
+    different = [
+        name for name, value in wanted.items() if name in there and there[name].value != value and name not in written
+    ]
+    if different and not overwrite:
+        refused = tuple(different)
         more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
         raise StateExists(
             f"agent {agent!r} has other values for {', '.join(refused[:_SHOWN])}{more}: nothing is put back "

@@ -44,6 +44,7 @@ class Collector:
         self._published: Published[CollectorEvent | None] = Published(None)
         self._retention = Retention(client, self._config.retention_s)
         self._rehearsing: asyncio.Task[None] | None = None
+        self._left = False
         self.candidate = Candidate(
             client, keyspace, COLLECTOR_ELECTION, id=id, config=candidate_config, guard=guard, rng=self._rng
         )
@@ -80,6 +81,8 @@ class Collector:
             EtcdError: etcd cannot be used at first. Later such failures are waited out.
         """
         await self._client.get(self._keyspace.breaker)
+        if self._left:
+            return
         rehearsing = self._rehearsing = asyncio.create_task(self._sweep(None, once=once).run())
         try:
             await asyncio.wait({rehearsing})
@@ -90,7 +93,8 @@ class Collector:
             rehearsing.result()
 
     def leave(self) -> None:
-        """Asks `run` or `rehearse` to return."""
+        """Asks `run` or `rehearse` to return. It is final."""
+        self._left = True
         self.candidate.leave(LossReason.RESIGNED)
         if self._rehearsing is not None:
             self._rehearsing.cancel()

@@ -91,6 +91,11 @@ class Observer:
         return self._client.clock.now_s() - oldest.since_s >= min(self._config.grace_s, _MOST_BEHIND_S)
 
     @property
+    def breaker_seen_at(self) -> int:
+        """The revision up to which the breaker's state is known."""
+        return self._breaker_seen_at
+
+    @property
     def breaker_over_at_s(self) -> float:
         """When the breaker has been open for as long as it may be; infinity for never."""
         return self._breaker_over_at_s

@@ -170,7 +170,8 @@ class Sweep:
         if new is None:
             return True
         if self._term is None:
-            seen_at = max((suspect.gone_at for suspect in observer.suspects.missing.values()), default=0)
+            gone_at = (suspect.gone_at for suspect in observer.suspects.missing.values())
+            seen_at = max(observer.breaker_seen_at, *gone_at, 0)
             observer.heard_breaker(replace(new, revision=seen_at), seen_at)
         elif not await self._write_breaker(self._term, new):
             return False
@@ -268,10 +269,11 @@ class Sweep:
             self._suspect_anew(remains)
             return None
         if self._term is None:
+            everything = await read_all(self._client, remains) if remains.more else remains
             del pending[suspect]  # it stays taken
             self._given_up.add(suspect)
-            everything = await read_all(self._client, remains) if remains.more else remains
-            self._tell(WouldReap(self._planner.tombstone(everything, everything.values, now)))
+            if everything.values or everything.registration:
+                self._tell(WouldReap(self._planner.tombstone(everything, everything.values, now)))
             return None
         try:
             burial = self._planner.plan(remains, now)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -14,7 +14,17 @@ from google.protobuf.message import Message
 
 from election.agent_restore import restore
 from election.agents import Agent
-from election.collector import Foreign, Reaped, ReapFailed, Recovered, Suspected, WouldReap
+from election.collector import (
+    BreakerClosed,
+    BreakerOpened,
+    Foreign,
+    Reaped,
+    ReapFailed,
+    Recovered,
+    Suspected,
+    WouldReap,
+)
+from election.config import BreakerConfig
 from election.errors import AgentExists, AgentLost, EtcdError
 from election.etcd.client import EtcdClient
 from election.etcd.methods import TXN, Method, Req, Resp
@@ -616,6 +626,68 @@ async def test_a_dry_run_says_what_would_go_and_writes_nothing() -> None:
         [would] = [event.tombstone for event in told if isinstance(event, WouldReap)]
         assert (would.agent, len(would.collected)) == ("a", 150)
         assert (await machine.client.get(b"x"))[1].revision == header.revision + 1
+
+
+@asynccontextmanager
+async def rehearsing(machine: Machine, **settings: Any) -> AsyncGenerator[list[Any]]:
+    """A dry run; yields what it tells."""
+    collector, told = collector_on(machine, "c", **settings), []
+    events = collector.events()
+
+    async def listen() -> None:
+        async for event in events:
+            told.append(event)  # noqa: PERF401 - it never ends
+
+    listening = asyncio.create_task(listen())
+    running = asyncio.create_task(collector.rehearse())
+    await asyncio.sleep(1)
+    yield told
+    collector.leave()
+    await running
+    listening.cancel()
+
+
+@virtual
+async def test_a_dry_run_says_nothing_of_what_somebody_else_has_collected() -> None:
+    """There would be nothing to reap."""
+    async with world().machine() as machine:
+        await leave_state(machine.client, ["w"])
+        async with rehearsing(machine) as told:
+            await machine.client.delete(KEYS.state("w", "k0"))
+            await asyncio.sleep(GRACE_S + 2)
+            assert not any(isinstance(event, WouldReap) for event in told)
+
+
+@pytest.mark.parametrize("back", [8, 10])
+def test_the_breaker_of_a_dry_run_closes_again(back: int) -> None:
+    """In its own eyes only, whoever it is that has come back; then it says who would be reaped."""
+
+    @virtual
+    async def run() -> None:
+        fleet = [f"w{number}" for number in range(10)]
+        async with world().machine() as machine:
+            await leave_state(machine.client, fleet, alive=True)
+            async with rehearsing(machine, breaker=BreakerConfig(agents=3, share=0.5)) as told:
+                await vanish(machine.client, fleet)
+                await asyncio.sleep(GRACE_S + 2)
+                await leave_state(machine.client, fleet[-back:], alive=True)
+                await asyncio.sleep(GRACE_S + 2)
+                kinds = [type(event) for event in told if isinstance(event, BreakerOpened | BreakerClosed | WouldReap)]
+                assert kinds == [BreakerOpened, BreakerClosed] + [WouldReap] * (10 - back)
+
+    run()
+
+
+@virtual
+async def test_who_leaves_before_a_dry_run_has_begun_ends_it() -> None:
+    """A signal can come at any moment."""
+    async with world().machine() as machine:
+        collector = collector_on(machine, "c")
+        running = asyncio.create_task(collector.rehearse())
+        await asyncio.sleep(0)
+        collector.leave()
+        async with asyncio.timeout(10):
+            await running
 
 
 @virtual
