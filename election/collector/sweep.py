@@ -78,11 +78,12 @@ class Sweep:
         self._batch = _FIRST_BATCH
         self._raft_term = client.raft_term
         self._settled_at_s = float("-inf")
+        self._done = False
         self._first: set[Suspect] | None = None
         self._given_up: set[Suspect] = set()
 
-    async def run(self) -> None:
-        """Works until it is cancelled, the term is lost, or, with `once`, everything is done."""
+    async def run(self) -> bool:
+        """Works until it is cancelled, the term is lost, or, with `once`, everything is done, which it tells then."""
         observing = asyncio.create_task(self._observer.run())
         sweeping = asyncio.create_task(self._sweep())
         try:
@@ -94,6 +95,7 @@ class Sweep:
         for task in (sweeping, observing):
             if not task.cancelled():
                 task.result()
+        return self._done
 
     async def _sweep(self) -> None:
         reaping: set[asyncio.Task[None]] = set()
@@ -105,6 +107,7 @@ class Sweep:
                 if may_reap:
                     self._begin(reaping)
                 if self._once and observer.ready and not reaping and self._is_done():
+                    self._done = True
                     return
                 await self._wait(reaping, may_reap=may_reap)
         except (NotLeader, Deposed) as error:  # the candidate hears of it as well: resign, and stand again
