@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -78,11 +80,14 @@ class Sweep:
         self._batch = _FIRST_BATCH
         self._raft_term = client.raft_term
         self._settled_at_s = float("-inf")
+        self._done = False
         self._first: set[Suspect] | None = None
         self._given_up: set[Suspect] = set()
+        self._buried: deque[Suspect] = deque()
+        """Those who were reaped so soon that they still count for the breaker."""
 
-    async def run(self) -> None:
-        """Works until it is cancelled, the term is lost, or, with `once`, everything is done."""
+    async def run(self) -> bool:
+        """Works until it is cancelled, the term is lost, or, with `once`, everything is done, which it tells then."""
         observing = asyncio.create_task(self._observer.run())
         sweeping = asyncio.create_task(self._sweep())
         try:
@@ -94,6 +99,7 @@ class Sweep:
         for task in (sweeping, observing):
             if not task.cancelled():
                 task.result()
+        return self._done
 
     async def _sweep(self) -> None:
         reaping: set[asyncio.Task[None]] = set()
@@ -105,6 +111,7 @@ class Sweep:
                 if may_reap:
                     self._begin(reaping)
                 if self._once and observer.ready and not reaping and self._is_done():
+                    self._done = True
                     return
                 await self._wait(reaping, may_reap=may_reap)
         except (NotLeader, Deposed) as error:  # the candidate hears of it as well: resign, and stand again
@@ -183,7 +190,10 @@ class Sweep:
         accepted = accepts(self._observer.breaker)
         recent_s = now_s - max(self._config.grace_s, _SHORTEST_WINDOW_S)
         suspects = self._observer.suspects
-        dead = [each for each in suspects.missing.values() if not each.left and each.gone_at > accepted]
+        while self._buried and self._buried[0].since_s < recent_s:
+            self._buried.popleft()
+        gone = itertools.chain(suspects.missing.values(), self._buried)
+        dead = [each for each in gone if not each.left and each.gone_at > accepted]
         return Tally(len(suspects.alive), len(dead), sum(each.since_s >= recent_s for each in dead))
 
     async def _write_breaker(self, term: Term, new: Breaker) -> bool:
@@ -307,6 +317,8 @@ class Sweep:
         match fate:
             case Fate.REAPED:
                 self._observer.suspects.settle(suspect)
+                if not suspect.ordered:
+                    self._buried.append(suspect)
                 self._tell(Reaped(burial.tombstone))
             case Fate.PARTED:
                 self._later([suspect], 0.0)

@@ -357,3 +357,16 @@ async def test_an_order_that_was_withdrawn_is_not_carried_out() -> None:
         refused = False
         await asyncio.sleep(30)
         assert await with_state(other.client) == {"w"}
+
+
+@virtual
+async def test_it_opens_also_where_the_grace_is_so_short_that_each_is_reaped_before_the_next_vanishes() -> None:
+    """Those who were reaped within the last second count as well."""
+    async with working(world(), breaker=BREAKER, grace_s=0.0) as here:
+        await leave_state(here.client, FLEET, alive=True)
+        for agent in FLEET:
+            await vanish(here.client, [agent])
+            await asyncio.sleep(0.08)
+        await asyncio.sleep(1)
+        assert await with_state(here.client) >= set(FLEET[6:])
+        assert reasons(here) == [(True, BreakerReason.VANISHED)]

@@ -691,6 +691,23 @@ async def test_who_leaves_before_a_dry_run_has_begun_ends_it() -> None:
 
 
 @virtual
+async def test_once_goes_on_where_its_term_is_lost() -> None:
+    """It has not done what it was to do."""
+    here = world()
+    async with here.machine() as machine, here.machine() as other:
+        await leave_state(other.client, ["v", "w"])
+        collector = collector_on(machine, "c")
+        running = asyncio.create_task(collector.run(once=True))
+        await asyncio.sleep(2)
+        for kv in (await other.client.list(KEYS.campaign(COLLECTOR_ELECTION))).kvs:
+            await other.client.delete(kv.key)
+        await asyncio.sleep(2)
+        assert not running.done()
+        await running
+        assert await with_state(other.client) == set()
+
+
+@virtual
 async def test_once_returns_when_all_who_were_missing_are_reaped() -> None:
     """Or cannot be; who vanishes later is left to the next run."""
     here = world()
