@@ -32,6 +32,7 @@ RENEWAL_ROUNDS = 5
 _WINDOW = 512
 _RENEWED_LEASES = 2_000
 _LONG_TTL_S = 600
+_POLL_S = 0.05
 _VALUE = b"v" * 100
 
 
@@ -141,10 +142,10 @@ async def _shared_renewals(store: Store, leases: list[Lease], number: int) -> fl
         keepalive.add(lease)
     running = asyncio.create_task(keepalive.run())
     while not keepalive.answered:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
     began_ns, before = time.monotonic_ns(), keepalive.answered
     while keepalive.answered < before + number:
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(_POLL_S)
     per_s = (keepalive.answered - before) / (time.monotonic_ns() - began_ns) * 1e9
     running.cancel()
     await asyncio.wait({running})
