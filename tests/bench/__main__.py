@@ -18,13 +18,14 @@ from rich.table import Table
 
 from election.dev.etcd import EtcdCluster
 from election.errors import ElectionError
-from tests.bench import agents, fencing, handover, takeover
+from tests.bench import agents, fencing, handover, reaping, takeover
 from tests.bench.samples import PERCENTILES, Measured
 
-PARTS = ("handover", "takeover", "fencing", "agents")
+PARTS = ("handover", "takeover", "fencing", "agents", "reaping", "idle")
 _TAKEOVERS = 6
 _WRITES_PER_RUN = 5
 _AGENTS_PER_RUN = 50
+_REAPING_ROUNDS = 4
 
 
 @click.command()
@@ -49,6 +50,10 @@ def main(only: Sequence[str], runs: int, output: str) -> None:
 
     agents: how fast 10,000 agents of one process register beside bare leases and keys, how fast the stream that they
     share can renew beside a bare one, and what memory they need.
+
+    reaping: how fast the collector reaps as many that are gone at once, beside bare transactions.
+
+    idle: the CPU time that a collector takes with 100, 1,000 and 10,000 agents while nothing happens.
     """
     try:
         document, measured = asyncio.run(_measure([part for part in PARTS if not only or part in only], runs))
@@ -76,6 +81,10 @@ async def _measure(parts: Sequence[str], runs: int) -> tuple[dict[str, Any], dic
                         measured[part] = await fencing.measure(cluster, runs * _WRITES_PER_RUN, _tell)
                     case "agents":
                         measured[part] = await agents.measure(cluster, runs * _AGENTS_PER_RUN, _tell)
+                    case "reaping":
+                        measured[part] = await reaping.measure(cluster, runs * _AGENTS_PER_RUN, _REAPING_ROUNDS, _tell)
+                    case "idle":
+                        measured[part] = await reaping.measure_idle(cluster, _tell)
             about = {
                 "etcd": cluster.version,
                 "members": len(cluster.members),
