@@ -80,6 +80,8 @@ class Sweep:
         self._batch = _FIRST_BATCH
         self._raft_term = client.raft_term
         self._settled_at_s = float("-inf")
+        self._owed: Breaker | None = None
+        """What has to be written over the breaker of its revision, however long that cannot be done."""
         self._done = False
         self._first: set[Suspect] | None = None
         self._given_up: set[Suspect] = set()
@@ -174,14 +176,20 @@ class Sweep:
             settled_at=now + timedelta(seconds=self._settled_at_s - now_s) if self._settled_at_s > now_s else None,
         )
         new = judge(observer.breaker, self._tally(now_s), self._config.breaker, moment)
+        if new is None and self._owed is not None and self._owed.revision == observer.breaker.revision:
+            owed = self._owed
+            new = replace(owed, at=now, until=now + (owed.until - owed.at) if owed.until and owed.at else owed.until)
         if new is None:
             return True
         if self._term is None:
             gone_at = (suspect.gone_at for suspect in observer.suspects.missing.values())
             seen_at = max(observer.breaker_seen_at, *gone_at, 0)
             observer.heard_breaker(replace(new, revision=seen_at), seen_at)
-        elif not await self._write_breaker(self._term, new):
-            return False
+        else:
+            self._owed = replace(new, revision=observer.breaker.revision) if new.open else None
+            if not await self._write_breaker(self._term, new):
+                return False
+            self._owed = None
         if new.reason is BreakerReason.RECOVERED:
             observer.suspects.postpone(now_s + self._config.grace_s)
         return True

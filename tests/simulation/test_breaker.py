@@ -370,3 +370,24 @@ async def test_it_opens_also_where_the_grace_is_so_short_that_each_is_reaped_bef
         await asyncio.sleep(1)
         assert await with_state(here.client) >= set(FLEET[6:])
         assert reasons(here) == [(True, BreakerReason.VANISHED)]
+
+
+@virtual
+async def test_while_it_cannot_be_opened_nothing_is_reaped() -> None:
+    """However long that takes, and although those who vanished did not vanish just now any more."""
+    async with working(world(), breaker=BREAKER) as here:
+        await leave_state(here.client, FLEET, alive=True)
+        refused = True
+
+        async def refuse(_: int, __: Method[Any, Any], request: Message) -> None:
+            if refused and b'"v": 1, "open": true' in request.SerializeToString():
+                raise RpcFailed(StatusCode.PERMISSION_DENIED, "etcdserver: permission denied")
+
+        here.machine.transport.before_call = refuse
+        await vanish(here.client, HALF)
+        await asyncio.sleep(2 * BREAKER.hold_s)
+        assert await with_state(here.client) == set(FLEET)
+        refused = False
+        await asyncio.sleep(10)
+        assert await with_state(here.client) == set(FLEET)
+        assert reasons(here) == [(True, BreakerReason.VANISHED)]
