@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping
 from contextlib import aclosing
@@ -71,6 +72,7 @@ class Agent:
         self._failure: BaseException | None = None
         self._kept = KeptValues()
         self._last_incarnation = 0
+        self._process = os.getpid()
 
     async def __aenter__(self) -> Self:
         """Registers.
@@ -148,9 +150,12 @@ class Agent:
         """The registration, if the lease is certainly alive. Compares the clock with its deadline at every call.
 
         Raises:
-            AgentLost: the lease is gone, or its deadline has passed without a renewal.
+            AgentLost: the lease is gone, or its deadline has passed without a renewal; or this process was forked from
+                the one that registered, and renews nothing.
         """
         life = self._life.value
+        if os.getpid() != self._process:
+            raise AgentLost(f"agent {self.id!r} was registered before this process was forked: register here anew")
         if life.registration is not None and self.remaining_s() > 0:
             return life.registration
         if life.over or not self.config.register_again:

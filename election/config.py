@@ -227,6 +227,10 @@ class CollectorConfig:
             raise ConfigError(f"grace_s must be 0 or more, not {self.grace_s:g}")
         _check_positive("reconcile_s", self.reconcile_s)
         _check_positive("retention_s", self.retention_s)
+        if self.retention_s > LONGEST_TTL_S / 2:  # the lease of a tombstone lives somewhat longer
+            raise ConfigError(
+                f"retention_s ({self.retention_s}) is longer than half of etcd's limit of {LONGEST_TTL_S} s"
+            )
         if self.rate_per_s is not None:
             _check_positive("rate_per_s", self.rate_per_s)
 

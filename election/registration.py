@@ -37,7 +37,7 @@ async def register(
     """Begins a life; returns the incarnation and its lease, which somebody has to keep alive.
 
     The values of `put_back` are stored unless the registration in its state is that of the incarnation `before`: it is
-    gone, or written anew, when what the agent had was reaped, in part at least.
+    gone, or written anew, when what the agent had was reaped, in part at least. What is there by then stays as it is.
     When this is cancelled or fails, the lease is revoked.
 
     Raises:
@@ -50,7 +50,8 @@ async def register(
     # The registration outlives the lease: it tells the collector which incarnation left its state behind.
     begin = [txn.put(alive, value, lease=lease.id), txn.put(stored, value)]
     if put_back:
-        kept = [txn.put(keyspace.state(record.id, key), data) for key, data in put_back.items()]
+        keys = {keyspace.state(record.id, key): data for key, data in put_back.items()}
+        kept = [txn.nested([txn.absent(key)], [txn.put(key, data)]) for key, data in keys.items()]
         begin.append(txn.nested([txn.modified_at(stored, before)], [], kept))
     try:
         # A second execution finds the first one's key, with our own lease.

@@ -16,7 +16,8 @@ from election.collector.sweep import Sweep
 from election.config import CandidateConfig, CollectorConfig
 from election.epoch import EpochGuard
 from election.errors import LossReason
-from election.etcd.client import EtcdClient
+from election.etcd.client import EtcdClient, Repeat
+from election.etcd.txn import names
 from election.keys import COLLECTOR_ELECTION, Keyspace
 from election.machine import Transition
 from election.published import Published
@@ -62,9 +63,11 @@ class Collector:
 
         With `once` it returns when every agent that was missing at first has been reaped, has come back or cannot be
         reaped at present, or when the breaker is open; it waits for its turn while another collector works, and stands
-        again where its term is lost before. An error in its work is raised then.
+        again where its term is lost before. An error in its work is raised then, and that etcd cannot be read.
         """
         done = False
+        if once:
+            await self._look()
 
         async def work(term: Term) -> None:
             nonlocal done
@@ -85,7 +88,7 @@ class Collector:
         Raises:
             EtcdError: etcd cannot be used at first. Later such failures are waited out.
         """
-        await self._client.get(self._keyspace.breaker)
+        await self._look()
         if self._left:
             return
         rehearsing = self._rehearsing = asyncio.create_task(self._sweep(None, once=once).run())
@@ -103,6 +106,11 @@ class Collector:
         self.candidate.leave(LossReason.RESIGNED)
         if self._rehearsing is not None:
             self._rehearsing.cancel()
+
+    async def _look(self) -> None:
+        """Raises what would keep this collector from seeing anything, such as a permission that it lacks."""
+        operations = [names(prefix, limit=1) for prefix in (self._keyspace.collector, self._keyspace.agents)]
+        await self._client.txn([], operations, repeat=Repeat.SAFE)
 
     def _sweep(self, term: Term | None, *, once: bool) -> Sweep:
         return Sweep(

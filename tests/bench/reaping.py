@@ -44,7 +44,7 @@ _AT_ONCE = 2
 _FILLED_AT_ONCE = 20
 _IDLE_AGENTS = (100, 1_000, 10_000)
 _IDLE_S = 15.0
-_TTL_S = 5
+_TTL_S = 15
 
 
 async def measure(cluster: EtcdCluster, agents: int, rounds: int, tell: Callable[[str], None]) -> Measured:
