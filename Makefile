@@ -8,7 +8,7 @@ WORKERS ?= 4
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run story test bench lint proto constraints clean
+.PHONY: help setup run story test drill bench lint proto constraints clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ story: $(READY) ## a leader that is paused and wakes up too late, without the fe
 
 test: $(READY) ## run all tests; those that need etcd start their own
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+drill: $(READY) ## hurt agents, collectors and etcd 1,000 times, and check every promise (ARGS='--seed 7')
+	@$(BIN)/python -m tests.chaos.agents $(ARGS)
 
 bench: $(READY) ## measure handover, takeover and fenced writes, beside etcdctl elect (ARGS='--runs 50')
 	@$(BIN)/python -m tests.bench $(ARGS)

@@ -9,7 +9,7 @@ collector that finds them then makes a tombstone of their own, and leaves those 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from election.errors import AgentUnknown, EtcdError, StateExists
 from election.etcd import txn
@@ -85,7 +85,7 @@ async def restore(
         if collected.registration is not None and not alive:
             wanted[REGISTRATION] = collected.registration
         there = {kv.key.removeprefix(prefix).decode("utf-8", "backslashreplace"): kv for kv in stored}
-        writes = _writes(agent, wanted, there, may_differ=wanted if overwrite else written)
+        writes = _writes(agent, wanted, there, overwrite=overwrite, written=written)
         guards = [
             txn.created_at(keyspace.alive(agent), alive[0].create_revision if alive else 0),
             txn.nothing_newer(keyspace.tombstones(agent), answer.header.revision),  # what was written is not collected
@@ -124,15 +124,19 @@ def _collected(keyspace: Keyspace, agent: str, buried: list[KeyValue], incarnati
     parts = [tombstone for tombstone in tombstones if tombstone.incarnation == chosen]
     values = {entry.key: entry.value for part in parts for entry in part.collected if entry.key != REGISTRATION}
     record = next((part.agent_record for part in reversed(parts) if part.agent_record), None)
-    registration = replace(record, incarnation=chosen).encode() if record else None
+    registration = record.encode_as(chosen) if record else None
     return _Collected(chosen, values, registration)
 
 
 def _writes(
-    agent: str, wanted: Mapping[str, bytes], there: Mapping[str, KeyValue], *, may_differ: Container[str]
+    agent: str, wanted: Mapping[str, bytes], there: Mapping[str, KeyValue], *, overwrite: bool, written: Container[str]
 ) -> list[_Write]:
-    different = [name for name, value in wanted.items() if name in there and there[name].value != value]
-    if refused := tuple(name for name in different if name not in may_differ):
+    """What is still to be written. What differs from what was written before is newer, and stays."""
+    different = [
+        name for name, value in wanted.items() if name in there and there[name].value != value and name not in written
+    ]
+    if different and not overwrite:
+        refused = tuple(different)
         more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
         raise StateExists(
             f"agent {agent!r} has other values for {', '.join(refused[:_SHOWN])}{more}: nothing is put back "

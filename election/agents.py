@@ -70,6 +70,7 @@ class Agent:
         """The registration that nobody keeps alive any more, and that nobody has ended."""
         self._failure: BaseException | None = None
         self._kept = KeptValues()
+        self._last_incarnation = 0
 
     async def __aenter__(self) -> Self:
         """Registers.
@@ -230,13 +231,20 @@ class Agent:
     async def register(self) -> tuple[Registration, Lease]:
         """Registers with etcd, and nothing else; raises AgentExists or EtcdError."""
         self._record = replace(self._record, registered_at=self._client.clock.wall())
-        put_back = self._kept.values
-        incarnation, lease = await register(self._client, self._keyspace, self._record, self.config, put_back=put_back)
+        incarnation, lease = await register(
+            self._client,
+            self._keyspace,
+            self._record,
+            self.config,
+            before=self._last_incarnation,
+            put_back=self._kept.values,
+        )
         return Registration(incarnation, lease.id), lease
 
     def begin(self, registration: Registration, lease: KeptLease) -> None:
         """It is registered, and the lease is kept alive."""
         self._lease = lease
+        self._last_incarnation = registration.incarnation
         self._life.set(_Life(registration))
 
     def lose(self, reason: LossReason) -> None:

@@ -139,6 +139,8 @@ class Mirror:
             tombstone = self.model.put(self._keyspace.parse(kv.key), kv)
             if tombstone is not None and 0 < known_to < kv.mod_revision:
                 tombstones.append((kv.mod_revision, tombstone))
+        if not self.listed.is_set():
+            return  # nobody watches yet
         self._tell_leaders(before.elections.keys() | self.model.elections.keys())
         names = {agent.id for model in (before, self.model) for agent in model.agents()}
         self._tell_agents({name: before.agent(name) for name in names}, tombstones)

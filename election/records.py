@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -237,6 +237,14 @@ class AgentRecord:
     def encode(self) -> bytes:
         """The record as stored; raises RecordTooLarge above CANDIDATE_LIMIT."""
         return _encode("agent record", CANDIDATE_LIMIT, self.document())
+
+    def encode_as(self, incarnation: int) -> bytes:
+        """The record of an incarnation that is over, without address and labels where strangers made it too large."""
+        record = replace(self, incarnation=incarnation)
+        try:
+            return record.encode()
+        except RecordTooLarge:
+            return replace(record, address="", labels={}).encode()
 
     @classmethod
     def decode(cls, agent: str, value: bytes) -> AgentRecord:

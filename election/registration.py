@@ -26,11 +26,18 @@ class Registration:
 
 
 async def register(
-    client: EtcdClient, keyspace: Keyspace, record: AgentRecord, config: AgentConfig, *, put_back: Mapping[str, bytes]
+    client: EtcdClient,
+    keyspace: Keyspace,
+    record: AgentRecord,
+    config: AgentConfig,
+    *,
+    before: int,
+    put_back: Mapping[str, bytes],
 ) -> tuple[int, Lease]:
     """Begins a life; returns the incarnation and its lease, which somebody has to keep alive.
 
-    The values of `put_back` are stored if the agent has no registration in its state, because what it had was reaped.
+    The values of `put_back` are stored unless the registration in its state is that of the incarnation `before`: it is
+    gone, or written anew, when what the agent had was reaped, in part at least.
     When this is cancelled or fails, the lease is revoked.
 
     Raises:
@@ -44,7 +51,7 @@ async def register(
     begin = [txn.put(alive, value, lease=lease.id), txn.put(stored, value)]
     if put_back:
         kept = [txn.put(keyspace.state(record.id, key), data) for key, data in put_back.items()]
-        begin.append(txn.nested([txn.absent(stored)], kept))
+        begin.append(txn.nested([txn.modified_at(stored, before)], [], kept))
     try:
         # A second execution finds the first one's key, with our own lease.
         answer = await client.txn([txn.absent(alive)], begin, [txn.get(alive)], repeat=Repeat.SAFE)

@@ -90,7 +90,7 @@ class Roster:
         self._numbers = itertools.count()
         self._returning: set[asyncio.Task[None]] = set()
         self._somebody_is_lost = asyncio.Event()
-        self._complaint = ""
+        self._trouble: type[Exception] | None = None
         self._task: asyncio.Task[BaseException | None] | None = None
 
     async def enter(self, agent: Enrolled) -> None:
@@ -264,7 +264,7 @@ class Roster:
         else:
             place.lease = self._keepalive.add(lease)
             place.backoff.reset()
-            place.refused, self._complaint = False, ""
+            place.refused, self._trouble = False, None
             self._begin(place, registration)
 
     def _complain(self, place: _Place, error: Exception) -> None:
@@ -272,6 +272,6 @@ class Roster:
         if isinstance(error, AgentExists):
             told, place.refused = place.refused, True
         else:
-            told, self._complaint = self._complaint == str(error), str(error)
+            told, self._trouble = self._trouble is type(error), type(error)
         if not told:
             logger.warning("agent %s cannot register: %s", place.agent.id, error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from election.collector.remains import Remains
@@ -13,7 +13,7 @@ from election.etcd import txn
 from election.keys import Keyspace, TombstoneKey
 from election.pb.etcd import rpc_pb2 as rpc
 from election.pb.etcd.kv_pb2 import KeyValue
-from election.records import AgentRecord, StateEntry, Tombstone
+from election.records import StateEntry, Tombstone
 from election.token import Token
 
 _TOMBSTONE_BYTES = 1200 * 1024
@@ -85,12 +85,9 @@ class Planner:
 
     def tombstone(self, remains: Remains, chosen: Iterable[KeyValue], now: datetime) -> Tombstone:
         """What is kept of those of its values."""
-        agent, registration = remains.suspect.agent, remains.registration
-        record = AgentRecord.decode(agent, registration.value) if registration else None
-        written_at = registration.mod_revision if registration else 0
-        incarnation = (record.incarnation if record else 0) or written_at
+        incarnation = remains.incarnation
         return Tombstone(
-            agent=agent,
+            agent=remains.suspect.agent,
             incarnation=incarnation,
             reaped_at=now,
             collector=self.collector,
@@ -98,13 +95,14 @@ class Planner:
             collected=tuple(StateEntry.of(remains.prefix, kv) for kv in chosen),
             part=_next_part(remains.parts, incarnation),
             keep_until=now + timedelta(seconds=self.retention_s),
-            agent_record=record,
+            agent_record=remains.record,
         )
 
     def _burial(self, remains: Remains, tombstone: Tombstone, chosen: Sequence[KeyValue], *, whole: bool) -> Burial:
         suspect, registration = remains.suspect, remains.registration
         compare = [
             txn.absent(self.keyspace.alive(suspect.agent)),
+            *([txn.present(self.keyspace.reap_request(suspect.agent))] if suspect.ordered else []),
             txn.nothing_newer(remains.prefix, remains.revision),
             *(txn.modified_at(kv.key, kv.mod_revision) for kv in chosen),
         ]
@@ -116,8 +114,7 @@ class Planner:
         changes = self._deletes(remains, chosen, whole=whole)
         if not whole and registration is not None and tombstone.agent_record is not None:
             # Should the agent come back before the next part is taken, it learns by this that something was.
-            record = replace(tombstone.agent_record, incarnation=tombstone.incarnation)
-            changes.append(txn.put(registration.key, record.encode()))
+            changes.append(txn.put(registration.key, tombstone.agent_record.encode_as(tombstone.incarnation)))
         return Burial(suspect, tombstone, compare, changes, tombstone.encode(), whole)
 
     def _deletes(self, remains: Remains, chosen: Sequence[KeyValue], *, whole: bool) -> list[rpc.RequestOp]:

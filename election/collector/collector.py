@@ -43,7 +43,8 @@ class Collector:
         self._rng = rng or random.Random()
         self._published: Published[CollectorEvent | None] = Published(None)
         self._retention = Retention(client, self._config.retention_s)
-        self._rehearsing: asyncio.Task[None] | None = None
+        self._rehearsing: asyncio.Task[bool] | None = None
+        self._left = False
         self.candidate = Candidate(
             client, keyspace, COLLECTOR_ELECTION, id=id, config=candidate_config, guard=guard, rng=self._rng
         )
@@ -60,14 +61,19 @@ class Collector:
         """Collects whenever this collector leads, until `leave`; raises and is cancelled as `Candidate.lead`.
 
         With `once` it returns when every agent that was missing at first has been reaped, has come back or cannot be
-        reaped at present, or when the breaker is open; it waits for its turn while another collector works.
+        reaped at present, or when the breaker is open; it waits for its turn while another collector works, and stands
+        again where its term is lost before. An error in its work is raised then.
         """
+        done = False
 
         async def work(term: Term) -> None:
-            await self._sweep(term, once=once).run()
+            nonlocal done
+            done = await self._sweep(term, once=once).run()
 
         try:
-            await self.candidate.lead(work, once=once)
+            await self.candidate.lead(work, once=once, reraise=once)
+            while once and not (done or self._left):
+                await self.candidate.lead(work, once=True, reraise=True)
         finally:
             await self._retention.release()
 
@@ -80,6 +86,8 @@ class Collector:
             EtcdError: etcd cannot be used at first. Later such failures are waited out.
         """
         await self._client.get(self._keyspace.breaker)
+        if self._left:
+            return
         rehearsing = self._rehearsing = asyncio.create_task(self._sweep(None, once=once).run())
         try:
             await asyncio.wait({rehearsing})
@@ -90,7 +98,8 @@ class Collector:
             rehearsing.result()
 
     def leave(self) -> None:
-        """Asks `run` or `rehearse` to return."""
+        """Asks `run` or `rehearse` to return. It is final."""
+        self._left = True
         self.candidate.leave(LossReason.RESIGNED)
         if self._rehearsing is not None:
             self._rehearsing.cancel()

@@ -7,10 +7,12 @@ reconcile interval the liveness keys are listed anew, and the names of all store
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from election.backoff import Backoff
 from election.collector.events import BreakerClosed, BreakerOpened, CollectorEvent, Foreign, Recovered, Suspected
@@ -35,6 +37,15 @@ _LOOKED_AT_ONCE = 60
 """Agents whose registrations are read in one transaction, which etcd lets have 128 operations."""
 
 _FOREIGN_SHOWN = 20
+_MOST_BEHIND_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """At which revision a liveness key was deleted, and when that was heard."""
+
+    at: int
+    since_s: float
 
 
 class Observer:
@@ -62,11 +73,27 @@ class Observer:
         self._foreign: tuple[str, ...] = ()
         self._orders_listed = asyncio.Event()
         self._agents_listed = False
+        self._gone: dict[str, _Gone] = {}
+        """Those who vanished and were not looked at yet, in the order in which they did."""
+        self._somebody_is_gone = asyncio.Event()
 
     @property
     def ready(self) -> bool:
         """Whether everything has been listed once."""
         return self._agents_listed
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether it has not been found out for too long who of those that vanished is a suspect."""
+        oldest = next(iter(self._gone.values()), None)
+        if oldest is None:
+            return False
+        return self._client.clock.now_s() - oldest.since_s >= min(self._config.grace_s, _MOST_BEHIND_S)
+
+    @property
+    def breaker_seen_at(self) -> int:
+        """The revision up to which the breaker's state is known."""
+        return self._breaker_seen_at
 
     @property
     def breaker_over_at_s(self) -> float:
@@ -99,6 +126,7 @@ class Observer:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow(self._keyspace.collector, self._see_orders, None))
             await self._orders_listed.wait()
+            group.create_task(self._look_after_the_gone())
             group.create_task(self._follow(self._keyspace.alive_prefix, self._see_agents, self._config.reconcile_s))
 
     async def _follow(
@@ -135,6 +163,9 @@ class Observer:
             self.heard_breaker(Breaker.of(found), item.revision)
             for kv in item.kvs:
                 self._see_order(kv)
+            for agent in [each.agent for each in self.suspects.missing.values() if each.ordered]:
+                if agent not in self._orders:
+                    self._withdraw(agent)
             self._orders_listed.set()
             return
         for event in item.events:
@@ -145,6 +176,7 @@ class Observer:
                 self._see_order(event.kv)
             elif isinstance(key := self._keyspace.parse(event.kv.key), ReapRequestKey):
                 self._orders.pop(key.agent, None)
+                self._withdraw(key.agent)
 
     def _see_order(self, kv: KeyValue) -> None:
         key = self._keyspace.parse(kv.key)
@@ -159,32 +191,63 @@ class Observer:
         if order is not None and order.incarnation == suspect.incarnation:
             self.suspects.order(suspect, self._client.clock.now_s())
 
+    def _withdraw(self, agent: str) -> None:
+        """Nobody waits any more for the reap of an agent that is still a suspect."""
+        if (suspect := self.suspects.missing.get(agent)) is not None:
+            self.suspects.withdraw(suspect)
+
     # --- agents ----------------------------------------------------------------------------------------------
 
     async def _see_agents(self, item: Snapshot | Changes) -> None:
         now_s = self._client.clock.now_s()
         if isinstance(item, Snapshot):
-            await self._list(item, now_s)
+            self._gone.clear()  # the list finds them all
+            await self._list(item)
             self._agents_listed = True
             return
-        gone: dict[str, int] = {}
         for event in item.events:
             key = self._keyspace.parse(event.kv.key)
             if not isinstance(key, AliveKey):
                 continue
+            self._gone.pop(key.agent, None)
             if event.type == KvEvent.DELETE:
                 self.suspects.alive.discard(key.agent)
-                gone[key.agent] = event.kv.mod_revision
+                self._gone[key.agent] = _Gone(event.kv.mod_revision, now_s)
+                self._somebody_is_gone.set()
             else:
-                gone.pop(key.agent, None)
                 self._appear(key.agent)
-        await self._suspect(gone, now_s)
+
+    async def _look_after_the_gone(self) -> None:
+        """Suspects those who vanished, as many at once as there are.
+
+        The watch does not wait for it: thousands who vanish one by one must be counted as fast as they do.
+        """
+        backoff = Backoff(0.25, 5.0, self._rng)
+        while True:
+            self._somebody_is_gone.clear()
+            gone = dict(itertools.islice(self._gone.items(), _LOOKED_AT_ONCE))
+            if not gone:
+                await self._somebody_is_gone.wait()
+                continue
+            try:
+                suspects = await self._look({agent: each.at for agent, each in gone.items()})
+            except EtcdError as error:
+                logger.warning("the collector cannot see what those who vanished have left: %s", error)
+                await self._client.clock.sleep_s(backoff.next_s())
+                continue
+            backoff.reset()
+            for agent, each in gone.items():
+                if self._gone.get(agent) is each:  # it is not back, and not listed meanwhile
+                    del self._gone[agent]
+                    if (suspect := suspects.get(agent)) is not None:
+                        self.begin_grace(suspect, each.since_s)
+            self.changed.set()
 
     def _appear(self, agent: str) -> None:
         if self.suspects.appeared(agent):
             self._tell(Recovered(agent))
 
-    async def _list(self, snapshot: Snapshot, now_s: float) -> None:
+    async def _list(self, snapshot: Snapshot) -> None:
         """Compares everything: who is alive, and who has state, at one revision."""
         stored, foreign = await self._stored(snapshot.revision)
         alive = {key.agent for kv in snapshot.kvs if isinstance(key := self._keyspace.parse(kv.key), AliveKey)}
@@ -195,7 +258,7 @@ class Observer:
             if suspect.agent not in stored:
                 self.suspects.settle(suspect)
         new = stored - alive - self.suspects.missing.keys()
-        await self._suspect(await self._when_gone(new, snapshot.revision), now_s)
+        await self._suspect(await self._when_gone(new, snapshot.revision))
         if foreign != self._foreign:
             self._foreign = foreign
             if foreign:
@@ -242,37 +305,47 @@ class Observer:
         alive = {key.agent for kv in listed.kvs if isinstance(key := self._keyspace.parse(kv.key), AliveKey)}
         return {agent: revision if agent in alive else accepted for agent in agents}
 
-    async def _suspect(self, gone: Mapping[str, int], since_s: float) -> None:
-        """Begins the grace of agents that are gone and have state."""
+    async def _suspect(self, gone: Mapping[str, int]) -> None:
+        """Begins the grace of agents that are gone and have state, of all at once."""
         agents = sorted(gone)
+        suspects: list[Suspect] = []
         for begin in range(0, len(agents), _LOOKED_AT_ONCE):
             chosen = agents[begin : begin + _LOOKED_AT_ONCE]
-            looked = await self._client.txn(
-                [],
-                [
-                    operation
-                    for agent in chosen
-                    for operation in (
-                        get(self._keyspace.state(agent, REGISTRATION)),
-                        names(self._keyspace.states(agent), limit=1),
-                    )
-                ],
-                repeat=Repeat.SAFE,
-            )
-            found = [response.response_range.kvs for response in looked.responses]
-            for agent, registration, state in zip(chosen, found[::2], found[1::2], strict=True):
-                if not state:
-                    continue
-                record = AgentRecord.decode(agent, registration[0].value) if registration else AgentRecord(agent)
-                written_at = registration[0].mod_revision if registration else 0
-                suspect = Suspect(
-                    agent,
-                    record.incarnation or written_at,
-                    max(gone[agent], written_at),
-                    since_s,
-                    since_s + self._config.grace_s,
-                    left=record.left_at is not None,
+            suspects += (await self._look({agent: gone[agent] for agent in chosen})).values()
+        since_s = self._client.clock.now_s()
+        for suspect in suspects:
+            self.begin_grace(suspect, since_s)
+
+    def begin_grace(self, suspect: Suspect, since_s: float) -> None:
+        """Suspects an agent, in place of what was suspected of it before."""
+        suspect.since_s = since_s
+        suspect.due_at_s = suspect.grace_ends_s = since_s + self._config.grace_s
+        self.suspects.suspect(suspect)
+        self._tell(Suspected(suspect.agent, self._config.grace_s))
+        self._obey(suspect)
+
+    async def _look(self, gone: Mapping[str, int]) -> dict[str, Suspect]:
+        """Those of a few agents who have state, as suspects."""
+        looked = await self._client.txn(
+            [],
+            [
+                operation
+                for agent in gone
+                for operation in (
+                    get(self._keyspace.state(agent, REGISTRATION)),
+                    names(self._keyspace.states(agent), limit=1),
                 )
-                self.suspects.suspect(suspect)
-                self._tell(Suspected(agent, self._config.grace_s))
-                self._obey(suspect)
+            ],
+            repeat=Repeat.SAFE,
+        )
+        found = [response.response_range.kvs for response in looked.responses]
+        suspects = {}
+        for agent, registration, state in zip(gone, found[::2], found[1::2], strict=True):
+            if not state:
+                continue
+            record = AgentRecord.decode(agent, registration[0].value) if registration else AgentRecord(agent)
+            written_at = registration[0].mod_revision if registration else 0
+            gone_at = max(gone[agent], written_at)
+            left = record.left_at is not None
+            suspects[agent] = Suspect(agent, record.incarnation or written_at, gone_at, 0.0, 0.0, left=left)
+        return suspects

@@ -15,7 +15,7 @@ from enum import Enum
 
 from election.collector.burial import Burial, Planner
 from election.collector.retention import Retention
-from election.errors import EtcdError, LeaseNotFound
+from election.errors import ElectionError, EtcdError, LeaseNotFound
 from election.etcd import txn
 from election.etcd.client import EtcdClient
 from election.fencing.txn import fenced_txn
@@ -31,6 +31,11 @@ class Fate(Enum):
     PARTED = "a part of its state is collected"
     RETURNED = "it is alive"
     CHANGED = "its state is not what was read"
+
+    @property
+    def was_put(self) -> bool:
+        """Whether there is a tombstone of it."""
+        return self in (Fate.REAPED, Fate.PARTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,31 +64,29 @@ async def reap(
     """
     lease = await retention.lease(len(burials))
     key = planner.keyspace.breaker
+    lease.uses += 1  # also when this is cancelled: etcd may do it all the same
     try:
         answer = await fenced_txn(
             client,
             term,
             [] if breaker is None else [txn.modified_at(key, breaker.revision)],
-            [_nested(planner, burial, lease) for burial in burials],
+            [_nested(planner, burial, lease.id) for burial in burials],
             [txn.get(key)],
         )
-    except LeaseNotFound:
-        retention.forget()
-        raise
-    except EtcdError as error:
-        if error.indefinite:
-            retention.used()
+    except ElectionError as error:
+        if not (isinstance(error, EtcdError) and error.indefinite):
+            lease.uses -= 1
+        if isinstance(error, LeaseNotFound):
+            retention.forget(lease)
         raise
     if not answer.succeeded:
+        lease.uses -= 1
         found = answer.responses[0].response_range.kvs
         raise BreakerMoved(Breaker.of(found[0] if found else None), answer.header.revision)
-    fates = [
-        (burial, _fate(burial, response.response_txn))
-        for burial, response in zip(burials, answer.responses, strict=True)
-    ]
-    if any(fate in (Fate.REAPED, Fate.PARTED) for _, fate in fates):
-        retention.used()
-    return fates
+    fates = [_fate(burial, each.response_txn) for burial, each in zip(burials, answer.responses, strict=True)]
+    if not any(fate.was_put for fate in fates):
+        lease.uses -= 1
+    return list(zip(burials, fates, strict=True))
 
 
 def _nested(planner: Planner, burial: Burial, lease: int) -> rpc.RequestOp:

@@ -11,6 +11,7 @@ from election.etcd.client import EtcdClient, Repeat
 from election.keys import REGISTRATION, Keyspace, TombstoneKey, is_name, range_end
 from election.pb.etcd import rpc_pb2 as rpc
 from election.pb.etcd.kv_pb2 import KeyValue
+from election.records import AgentRecord
 
 MOST_KEYS = 100
 """The most keys of one agent that are read, and reaped, at a time: etcd takes 128 comparisons in a transaction."""
@@ -33,6 +34,24 @@ class Remains:
     foreign: bool
     more: bool
     parts: frozenset[TombstoneKey] = frozenset()
+
+    @property
+    def record(self) -> AgentRecord | None:
+        """What the agent said of itself."""
+        return AgentRecord.decode(self.suspect.agent, self.registration.value) if self.registration else None
+
+    @property
+    def incarnation(self) -> int:
+        """Whose state it is; 0 of an agent that never registered."""
+        if self.registration is None or (record := self.record) is None:
+            return 0
+        return record.incarnation or self.registration.mod_revision
+
+    @property
+    def is_of_another(self) -> bool:
+        """Whether it is of another incarnation than the one that was suspected: it came back, and is gone again."""
+        known = self.suspect.alone or not self.more
+        return known and bool(self.values or self.registration) and self.incarnation != self.suspect.incarnation
 
     @property
     def size(self) -> int:

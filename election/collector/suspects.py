@@ -28,6 +28,7 @@ class Suspect:
     ordered: bool = False
     alone: bool = False
     unsure: Tombstone | None = None
+    grace_ends_s: float = 0.0
 
     @property
     def taken(self) -> bool:
@@ -60,16 +61,22 @@ class Suspects:
             del self.missing[suspect.agent]
 
     def again(self, suspect: Suspect, at_s: float) -> None:
-        """The suspect is due at another time, unless it has come back."""
-        suspect.due_at_s = at_s
+        """The suspect is due at another time, unless it has come back; without an order not before its grace ends."""
+        suspect.due_at_s = at_s if suspect.ordered else max(at_s, suspect.grace_ends_s)
         if self.missing.get(suspect.agent) is suspect:
-            heappush(self._due[suspect.ordered], (at_s, suspect.agent))
+            heappush(self._due[suspect.ordered], (suspect.due_at_s, suspect.agent))
 
     def order(self, suspect: Suspect, now_s: float) -> None:
         """An operator wants the suspect reaped now."""
         suspect.ordered = True
         if not suspect.taken:
             self.again(suspect, now_s)
+
+    def withdraw(self, suspect: Suspect) -> None:
+        """The operator does not want it any more."""
+        suspect.ordered = False
+        if not suspect.taken:
+            self.again(suspect, suspect.grace_ends_s)
 
     def postpone(self, at_s: float) -> None:
         """Nobody whom no operator has ordered is due before this time."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -38,6 +40,9 @@ _BATCH_BYTES = 4 * 1024 * 1024
 
 _IN_FLIGHT = 2
 """Batches at a time: one is read and planned while etcd commits the other."""
+
+_TURN_S = 0.05
+"""All suspects are counted anew in each turn: what changes within so long is looked at together."""
 
 _RETRY_S = 1.0
 _SHORTEST_WINDOW_S = 1.0
@@ -75,11 +80,16 @@ class Sweep:
         self._batch = _FIRST_BATCH
         self._raft_term = client.raft_term
         self._settled_at_s = float("-inf")
+        self._owed: Breaker | None = None
+        """What has to be written over the breaker of its revision, however long that cannot be done."""
+        self._done = False
         self._first: set[Suspect] | None = None
         self._given_up: set[Suspect] = set()
+        self._buried: deque[Suspect] = deque()
+        """Those who were reaped so soon that they still count for the breaker."""
 
-    async def run(self) -> None:
-        """Works until it is cancelled, the term is lost, or, with `once`, everything is done."""
+    async def run(self) -> bool:
+        """Works until it is cancelled, the term is lost, or, with `once`, everything is done, which it tells then."""
         observing = asyncio.create_task(self._observer.run())
         sweeping = asyncio.create_task(self._sweep())
         try:
@@ -91,6 +101,7 @@ class Sweep:
         for task in (sweeping, observing):
             if not task.cancelled():
                 task.result()
+        return self._done
 
     async def _sweep(self) -> None:
         reaping: set[asyncio.Task[None]] = set()
@@ -102,6 +113,7 @@ class Sweep:
                 if may_reap:
                     self._begin(reaping)
                 if self._once and observer.ready and not reaping and self._is_done():
+                    self._done = True
                     return
                 await self._wait(reaping, may_reap=may_reap)
         except (NotLeader, Deposed) as error:  # the candidate hears of it as well: resign, and stand again
@@ -116,7 +128,7 @@ class Sweep:
         """Until something has changed, something is due, or a batch is done; raises what ended the batch."""
         observer, now_s = self._observer, self._client.clock.now_s()
         times_s = [observer.suspects.next_due_s(ordered=True), observer.breaker_over_at_s]
-        if not observer.breaker.open:
+        if self._may_begin():
             times_s.append(max(observer.suspects.next_due_s(), now_s + self._pace.next_s()))
         if len(reaping) == _IN_FLIGHT:
             times_s = []
@@ -130,6 +142,10 @@ class Sweep:
                 timeout=None if timeout_s == float("inf") else timeout_s,
                 return_when=asyncio.FIRST_COMPLETED,
             )
+            if changed.done() and not reaping:
+                await self._client.clock.sleep_s(_TURN_S)
+            elif changed.done():
+                await asyncio.wait(reaping, timeout=_TURN_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
             changed.cancel()
         for task in [task for task in reaping if task.done()]:
@@ -160,13 +176,20 @@ class Sweep:
             settled_at=now + timedelta(seconds=self._settled_at_s - now_s) if self._settled_at_s > now_s else None,
         )
         new = judge(observer.breaker, self._tally(now_s), self._config.breaker, moment)
+        if new is None and self._owed is not None and self._owed.revision == observer.breaker.revision:
+            owed = self._owed
+            new = replace(owed, at=now, until=now + (owed.until - owed.at) if owed.until and owed.at else owed.until)
         if new is None:
             return True
         if self._term is None:
-            seen_at = max((suspect.gone_at for suspect in observer.suspects.missing.values()), default=0)
+            gone_at = (suspect.gone_at for suspect in observer.suspects.missing.values())
+            seen_at = max(observer.breaker_seen_at, *gone_at, 0)
             observer.heard_breaker(replace(new, revision=seen_at), seen_at)
-        elif not await self._write_breaker(self._term, new):
-            return False
+        else:
+            self._owed = replace(new, revision=observer.breaker.revision) if new.open else None
+            if not await self._write_breaker(self._term, new):
+                return False
+            self._owed = None
         if new.reason is BreakerReason.RECOVERED:
             observer.suspects.postpone(now_s + self._config.grace_s)
         return True
@@ -175,7 +198,10 @@ class Sweep:
         accepted = accepts(self._observer.breaker)
         recent_s = now_s - max(self._config.grace_s, _SHORTEST_WINDOW_S)
         suspects = self._observer.suspects
-        dead = [each for each in suspects.missing.values() if not each.left and each.gone_at > accepted]
+        while self._buried and self._buried[0].since_s < recent_s:
+            self._buried.popleft()
+        gone = itertools.chain(suspects.missing.values(), self._buried)
+        dead = [each for each in gone if not each.left and each.gone_at > accepted]
         return Tally(len(suspects.alive), len(dead), sum(each.since_s >= recent_s for each in dead))
 
     async def _write_breaker(self, term: Term, new: Breaker) -> bool:
@@ -208,12 +234,16 @@ class Sweep:
             if ordered := observer.suspects.take(now_s, self._batch, ordered=True):
                 reaping.add(asyncio.create_task(self._reap(ordered, None)))
                 continue
-            allowed = 0 if observer.breaker.open else self._pace.allows()
+            allowed = self._pace.allows() if self._may_begin() else 0
             taken = observer.suspects.take(now_s, self._batch if allowed is None else min(self._batch, allowed))
             if not taken:
                 return
             self._pace.spend(len(taken))
             reaping.add(asyncio.create_task(self._reap(taken, observer.breaker)))
+
+    def _may_begin(self) -> bool:
+        """Whether anybody but those whom an operator has ordered may be reaped now."""
+        return not self._observer.breaker.open and not self._observer.is_behind
 
     async def _reap(self, suspects: Sequence[Suspect], breaker: Breaker | None) -> None:
         """Collects a batch; in the end each suspect is settled, or due again."""
@@ -252,11 +282,16 @@ class Sweep:
             suspect.unsure = None
             if TombstoneKey(unsure.agent, unsure.incarnation, unsure.part) in remains.parts:
                 self._tell(Reaped(unsure))
+        if remains.is_of_another:
+            del pending[suspect]
+            self._suspect_anew(remains)
+            return None
         if self._term is None:
+            everything = await read_all(self._client, remains) if remains.more else remains
             del pending[suspect]  # it stays taken
             self._given_up.add(suspect)
-            everything = await read_all(self._client, remains) if remains.more else remains
-            self._tell(WouldReap(self._planner.tombstone(everything, everything.values, now)))
+            if everything.values or everything.registration:
+                self._tell(WouldReap(self._planner.tombstone(everything, everything.values, now)))
             return None
         try:
             burial = self._planner.plan(remains, now)
@@ -275,12 +310,23 @@ class Sweep:
                 self._observer.suspects.settle(suspect)
         return burial
 
+    def _suspect_anew(self, remains: Remains) -> None:
+        """It has a grace of its own, and no order for another incarnation ends it."""
+        suspects, record = self._observer.suspects, remains.record
+        if suspects.missing.get(remains.suspect.agent) is remains.suspect:
+            left = record is not None and record.left_at is not None
+            now_s = self._client.clock.now_s()
+            anew = Suspect(remains.suspect.agent, remains.incarnation, remains.revision, now_s, now_s, left=left)
+            self._observer.begin_grace(anew, now_s)
+
     def _conclude(self, burial: Burial, fate: Fate, pending: dict[Suspect, None]) -> None:
         suspect = burial.suspect
         del pending[suspect]
         match fate:
             case Fate.REAPED:
                 self._observer.suspects.settle(suspect)
+                if not suspect.ordered:
+                    self._buried.append(suspect)
                 self._tell(Reaped(burial.tombstone))
             case Fate.PARTED:
                 self._later([suspect], 0.0)

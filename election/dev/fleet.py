@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Generator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,6 +24,7 @@ from election.dev.process import Process, Tell
 from election.errors import ConfigError, EtcdError
 from election.published import Published
 from election.reader import AgentEvent, AgentEventKind, LeaderEvent
+from election.records import Breaker
 from election.store import connect
 from election.views import View
 
@@ -58,6 +59,7 @@ class Fleet:
         self.cluster = cluster
         self.grpc_address = f"{HOST}:{grpc_port}"
         self.view = view
+        self.breaker = Breaker()
         self.clock = BootClock()
         self._events: Published[dict[str, Any] | None] = Published(None)
         environment = {"ELECTION_ENDPOINTS": self.endpoints, "ELECTION_NAMESPACE": "default"}
@@ -110,6 +112,7 @@ class Fleet:
                 group.create_task(_keep(member, respawn_s, self.tell))
             group.create_task(self._watch_leader())
             group.create_task(self._watch_agents())
+            group.create_task(self._watch_breaker())
 
     async def stop(self) -> None:
         """Ends what was started, the agents first and etcd's members last."""
@@ -130,6 +133,12 @@ class Fleet:
             async for event in events:
                 if event.kind not in (AgentEventKind.PRESENT, AgentEventKind.SYNCED):
                     self.tell(_agent_event(event))
+
+    async def _watch_breaker(self) -> None:
+        while True:
+            with suppress(EtcdError):  # the screen says so, and shows what it knew
+                self.breaker = (await self.view.breaker()).value
+            await asyncio.sleep(1.0)
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@ from election.dev.child import connect_from_environment, emit
 from election.dev.tasks import Ledger
 from election.errors import EtcdError, ViewStale
 from election.leadership import Leading, Leaving
+from election.published import TooSlow
 from election.store import Store
 from election.term import Term
 from election.views import View
@@ -42,11 +43,11 @@ async def main(election: str, id: str, ttl_s: int) -> None:
 
 
 async def hand_out(store: Store, term: Term) -> None:
-    """The leader's work: a round each second, and at once when an agent was reaped."""
+    """The leader's work: a round each second, and at once when something became of an agent."""
     async with store.view(store.keyspace.agents) as view, asyncio.TaskGroup() as group:
         changed = asyncio.Event()
-        group.create_task(_notice(view, changed))
         ledger = Ledger(store, view, term, open_tasks=OPEN_TASKS)
+        group.create_task(_watch(view, ledger, changed, by=term.id))
         while True:
             changed.clear()
             try:
@@ -61,10 +62,17 @@ async def hand_out(store: Store, term: Term) -> None:
                 continue
 
 
-async def _notice(view: View, changed: asyncio.Event) -> None:
-    async with aclosing(view.watch_agents()) as events:
-        async for _ in events:
-            changed.set()
+async def _watch(view: View, ledger: Ledger, changed: asyncio.Event, *, by: str) -> None:
+    """Tells the ledger what becomes of agents, from where the last leader has stopped."""
+    while True:
+        try:
+            async with aclosing(view.watch_agents(after=await ledger.begin())) as events:
+                async for event in events:
+                    await ledger.see(event)
+                    changed.set()
+        except (EtcdError, ViewStale, TooSlow) as error:
+            emit("delayed", by=by, error=str(error))
+            await asyncio.sleep(TURN_S)
 
 
 async def _tell(candidate: Candidate) -> None:

@@ -14,7 +14,8 @@ from election.clock import Clock
 from election.dev.fleet import ELECTION, Fleet
 from election.dev.tasks import PREFIX
 from election.errors import ViewStale
-from election.records import Agent, AgentState, Leader
+from election.reader import AgentFilter
+from election.records import Agent, AgentState, Breaker, Leader
 
 EVENTS = 7
 _STYLES = {
@@ -24,7 +25,16 @@ _STYLES = {
     "stale": "yellow",
     "reaped": "magenta",
     "reassigned": "cyan",
+    "breaker_opened": "bold red",
+    "breaker_closed": "green",
 }
+_STATE_STYLES = {
+    AgentState.ALIVE: "green",
+    AgentState.DRAINING: "cyan",
+    AgentState.SUSPECT: "yellow",
+    AgentState.REAPED: "magenta",
+}
+_ALL = AgentFilter(frozenset(AgentState))
 _QUIET = {"assigned", "done", "leads", "updated", "suspected", "waiting", "collecting", "started"}
 """Events that are said elsewhere on the screen, or too often."""
 
@@ -56,7 +66,7 @@ class Screen:
         )
         try:
             leader = (await fleet.view.leader(ELECTION)).value
-            agents = {agent.id: agent for agent in (await fleet.view.agents()).value}
+            agents = {agent.id: agent for agent in (await fleet.view.agents(_ALL)).value}
             candidates = {candidate.id: candidate for candidate in (await fleet.view.candidates(ELECTION)).value}
             now = _leader_line(leader, fleet.clock)
         except ViewStale as error:
@@ -73,11 +83,14 @@ class Screen:
         right = _table("AGENT", "PID", "STATE", "TASKS")
         for process in fleet.agents:
             right.add_row(process.name, _pid(process.pid), *_agent_cells(agents.get(process.name)))
-        for name in sorted(agents.keys() - {process.name for process in fleet.agents}):
-            right.add_row(name[:12], "-", *_agent_cells(agents[name]))
+        ours = {process.name for process in fleet.agents}
+        for name, agent in agents.items():
+            if name not in ours and agent.state is not AgentState.REAPED:
+                right.add_row(name[:12], "-", *_agent_cells(agent))
         body = Table.grid(padding=(0, 3))
         body.add_row(left, right)
-        return Group(head, now, Text(), body, Text(), *self._events, Text(), *self._hints(leader))
+        above = [head, now, *([_breaker_line(fleet.breaker)] if fleet.breaker.open else [])]
+        return Group(*above, Text(), body, Text(), *self._events, Text(), *self._hints(leader))
 
     def _hints(self, leader: Leader | None) -> Iterable[Text]:
         fleet = self._fleet
@@ -111,6 +124,10 @@ def sentence(event: dict[str, Any]) -> str:
             return f"{agent} is gone; its state waits for the grace to end"
         case {"event": "reaped", "agent": agent, "collected": keys}:
             return f"{agent} was reaped: {', '.join(keys) or 'it stored nothing'}"
+        case {"event": "breaker_opened", "reason": reason}:
+            return f"the breaker is open: {reason}"
+        case {"event": "breaker_closed", "reason": reason}:
+            return f"the breaker is closed: {reason}"
         case {"event": "reassigned", "task": task, "agent": agent, "formerly": formerly}:
             return f"{task} goes from {formerly} to {agent}"
         case {"event": what, "agent": agent}:
@@ -146,11 +163,18 @@ def _standing(name: str, running: bool, leader: Leader | None, candidates: Colle
     return Text("starts" if running else "down", "red")
 
 
+def _breaker_line(breaker: Breaker) -> Text:
+    why = breaker.reason.value.replace("_", " ") if breaker.reason else ""
+    missing = f", {breaker.missing} of {breaker.known} missing" if breaker.known else ""
+    until = f"{breaker.until:%H:%M:%S}" if breaker.until else "`election breaker close`"
+    return Text(f"Breaker open: {why}{missing}; nothing is reaped until {until}", "bold red", no_wrap=True)
+
+
 def _agent_cells(agent: Agent | None) -> tuple[Text, str]:
     if agent is None:
         return Text("gone", "red"), ""
     tasks = sum(key.startswith(PREFIX) for key in agent.state_keys)
-    return Text(agent.state.value, "green" if agent.state is AgentState.ALIVE else "yellow"), str(tasks)
+    return Text(agent.state.value, _STATE_STYLES[agent.state]), str(tasks)
 
 
 def _pid(pid: int | None) -> str:

@@ -12,7 +12,6 @@ import asyncio
 import heapq
 import logging
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from election.backoff import Backoff
@@ -28,15 +27,15 @@ logger = logging.getLogger("election")
 _WINDOW = 512
 """The most renewals on their way: few enough that the time of sending, which deadlines count from, is near that of
 serving."""
-_BATCH = 64
+_BATCH = 32
 """The most renewals that are written between two looks at the stream."""
-_TURN_S = 0.02
-"""What becomes due within a turn is written together."""
+_TURN_S = 0.1
+"""What becomes due within a turn is written together: one by one costs several times as much."""
+_LOOKS = 8
+"""How often to look whether a stream is silent before it is taken to be."""
 _LOOK_S = 1.0
 """The longest time between two looks at the clock, which goes on in a suspend, when timers stand still."""
 _RETRY_S, _RETRY_MAX_S = 0.05, 0.25
-_SUSPECTED_S = 1.0
-"""How much later a renewal is tried again that may be what blocks its stream."""
 _SETTLED_S = 5.0
 """How old a stream has to be before one to etcd's leader takes its place."""
 
@@ -47,14 +46,15 @@ class KeptLease:
     `gone` says that etcd does not know the lease any more.
     """
 
-    __slots__ = ("deadline_s", "due_at_s", "gone", "id", "margin_s", "renew_s")
+    __slots__ = ("deadline_s", "gone", "id", "margin_s", "renew_s", "suspected", "turn")
 
     def __init__(self, lease: Lease) -> None:
         self.id = lease.id
         self.margin_s = lease.margin_s
         self.renew_s = lease.renew_s
         self.deadline_s = lease.deadline_s
-        self.due_at_s = 0.0
+        self.turn = 0
+        self.suspected = 0
         self.gone = False
 
 
@@ -84,12 +84,14 @@ class KeepAlive:
         self._clock = client.clock
         self._rng = rng
         self._leases: dict[int, KeptLease] = {}
-        self._due: list[tuple[float, int]] = []
-        """A heap: when to renew which lease. Those that were forgotten are skipped when they come up."""
+        self._due: dict[int, list[int]] = {}
+        """The leases to renew in each turn; those that were forgotten are skipped when they come up."""
+        self._turns: list[int] = []
+        """A heap of the turns in which there are any."""
         self._ends: list[tuple[float, int]] = []
         """A heap of deadlines. One that has moved on is put back when it comes up."""
         self._gone: list[KeptLease] = []
-        self._due_earlier = asyncio.Event()
+        self._wake = asyncio.Event()
         self._ends_earlier = asyncio.Event()
         self._leader_known_in = 0
         """The raft term in which the stream was brought to etcd's leader."""
@@ -98,7 +100,7 @@ class KeepAlive:
         """Keeps a lease alive from now on."""
         kept = self._leases[lease.id] = KeptLease(lease)
         # Leases that were granted together are renewed evenly over the interval.
-        self._renew_at(kept, self._clock.now_s() + lease.renew_s * self._rng.uniform(0.2, 1.0))
+        self._renew_in(kept, _turn(self._clock.now_s() + lease.renew_s * self._rng.uniform(0.2, 1.0)))
         heapq.heappush(self._ends, (kept.deadline_s, kept.id))
         if self._ends[0][1] == kept.id:
             self._ends_earlier.set()
@@ -139,7 +141,8 @@ class KeepAlive:
             before = self.answered
             moves = False
             try:
-                await self._until_due()
+                while (wait_s := self._until_due_s()) > 0:
+                    await _wait(self._wake, wait_s)
                 moves = await self._renew_on_one_stream(failures)
             except EtcdError as error:
                 if isinstance(error, AccessDenied) and (not refused or self.answered > before):
@@ -175,7 +178,7 @@ class KeepAlive:
             line.stream.cancel()
             for lease_id in line.sent_at_s:
                 if (kept := self._leases.get(lease_id)) is not None:
-                    self._renew_at(kept, kept.due_at_s)
+                    self._renew_in(kept, kept.turn)
             await asyncio.wait({reading})
         if not reading.cancelled():
             reading.result()
@@ -183,23 +186,25 @@ class KeepAlive:
 
     async def _write_until_over(self, line: _Line, reading: asyncio.Task[None], limit_s: float) -> bool:
         opened_at_s, answered, quiet_s = self._clock.now_s(), self.answered, 0.0
+        reading.add_done_callback(lambda _: self._wake.set())
         while not reading.done():
             began_s = self._clock.now_s()
+            batch = self._take_due(line, began_s)
             try:
                 async with asyncio.timeout(limit_s):
-                    written = await self._write_due(line, began_s + limit_s / 2)
+                    for lease_id in batch:
+                        await line.stream.write(rpc.LeaseKeepAliveRequest(ID=lease_id))
             except TimeoutError:
                 self._suspect(line)
                 return False
             except RpcFailed:
                 await asyncio.wait({reading}, timeout=limit_s)  # it is told why
                 return False
-            if not line.sent_at_s:
-                await self._until_due()
-            elif written < _BATCH:
-                await self._clock.sleep_s(_TURN_S)
-            # A pause of this process is no silence of etcd's: it counts as no more than the turn that it was.
-            quiet_s += min(self._clock.now_s() - began_s, 2 * _TURN_S)
+            look_s = limit_s / _LOOKS if line.sent_at_s else _LOOK_S
+            if len(batch) < _BATCH:
+                await _wait(self._wake, min(self._until_due_s() if len(line.sent_at_s) < _WINDOW else look_s, look_s))
+            # A pause of this process is no silence of etcd's, and counts as no more than a look.
+            quiet_s += min(self._clock.now_s() - began_s, look_s)
             if self.answered > answered or not line.sent_at_s:
                 answered, quiet_s = self.answered, 0.0
             if quiet_s >= limit_s:
@@ -216,34 +221,32 @@ class KeepAlive:
         self._leader_known_in = self._client.raft_term
 
     def _suspect(self, line: _Line) -> None:
-        """The member is silent, or the lease that it serves at present blocks it: neither is to come next."""
+        """The member is silent, or blocked by the lease that it serves at present: neither is to come next."""
         self._client.avoid(line.member)
         first = next(iter(line.sent_at_s), None)
         if first is not None and (kept := self._leases.get(first)) is not None:
             del line.sent_at_s[first]
-            self._renew_at(kept, self._clock.now_s() + _SUSPECTED_S)
+            self._renew_in(kept, _turn(self._clock.now_s()) + (1 << min(kept.suspected, 10)))
+            kept.suspected += 1
 
-    async def _write_due(self, line: _Line, until_s: float) -> int:
-        """Writes a batch of what is due, as far as there is room for it and time; returns how many."""
-        written = 0
-        for lease_id in self._due_now(line, until_s):
-            await line.stream.write(rpc.LeaseKeepAliveRequest(ID=lease_id))
-            written += 1
-        return written
-
-    def _due_now(self, line: _Line, until_s: float) -> Iterator[int]:
-        """A batch of leases whose renewals are to be written, each at once."""
-        for _ in range(_BATCH):
-            now_s = self._clock.now_s()
-            if not self._due or self._due[0][0] > now_s + _TURN_S or len(line.sent_at_s) >= _WINDOW or now_s > until_s:
-                return
-            due_at_s, lease_id = heapq.heappop(self._due)
-            kept = self._leases.get(lease_id)
-            if kept is None or kept.due_at_s != due_at_s or lease_id in line.sent_at_s:
-                continue
-            if now_s < kept.deadline_s:
-                line.sent_at_s[lease_id] = now_s
-                yield lease_id
+    def _take_due(self, line: _Line, now_s: float) -> list[int]:
+        """A batch of leases whose renewals are to be written now, as far as there is room for them."""
+        batch: list[int] = []
+        room = min(_BATCH, _WINDOW - len(line.sent_at_s))
+        while len(batch) < room and self._turns and self._turns[0] * _TURN_S <= now_s:
+            turn = self._turns[0]
+            lease_ids = self._due[turn]
+            while lease_ids and len(batch) < room:
+                lease_id = lease_ids.pop()
+                kept = self._leases.get(lease_id)
+                if kept is None or kept.turn != turn or lease_id in line.sent_at_s:
+                    continue
+                if now_s < kept.deadline_s:
+                    line.sent_at_s[lease_id] = now_s
+                    batch.append(lease_id)
+            if not lease_ids:
+                del self._due[heapq.heappop(self._turns)]
+        return batch
 
     async def _read(self, line: _Line) -> None:
         """Takes answers until the stream fails, or its member answers from a raft term that is over."""
@@ -254,38 +257,50 @@ class KeepAlive:
                 if (error := self._client.stream_error(failure, line.member)) is not None:
                     raise error from None
                 return
-            if answer is None or answer.header.raft_term < self._client.raft_term:
+            if answer is None or (raft_term := answer.header.raft_term) < self._client.raft_term:
                 self._client.avoid(line.member)
                 return
-            self._client.note(answer)
-            self._take(answer, line.sent_at_s.pop(answer.ID, None))
+            if raft_term > self._client.raft_term:
+                self._client.note(answer)
+            self._take(answer.ID, answer.TTL, line.sent_at_s.pop(answer.ID, None))
+            if len(line.sent_at_s) == _WINDOW // 2:
+                self._wake.set()
 
-    def _take(self, answer: rpc.LeaseKeepAliveResponse, sent_at_s: float | None) -> None:
+    def _take(self, lease_id: int, ttl_s: int, sent_at_s: float | None) -> None:
         self.answered += 1
-        kept = self._leases.get(answer.ID)
+        kept = self._leases.get(lease_id)
         if kept is None or sent_at_s is None:
             return
-        if answer.TTL <= 0:
+        if ttl_s <= 0:
             kept.gone = True
             self._gone.append(kept)
             self._ends_earlier.set()
             return
-        kept.deadline_s = max(kept.deadline_s, sent_at_s + answer.TTL - kept.margin_s)
-        # Not all at the whole interval, so that bursts dissolve.
-        self._renew_at(kept, sent_at_s + kept.renew_s * self._rng.uniform(0.8, 1.0))
+        kept.suspected = 0
+        kept.deadline_s = max(kept.deadline_s, sent_at_s + ttl_s - kept.margin_s)
+        # Not all after the whole interval, so that bursts dissolve.
+        self._renew_in(kept, _turn(sent_at_s + kept.renew_s * (0.8 + 0.2 * self._rng.random())))
 
     # --- the clock ---------------------------------------------------------------------------------------------
 
-    def _renew_at(self, kept: KeptLease, due_at_s: float) -> None:
-        kept.due_at_s = due_at_s
-        heapq.heappush(self._due, (due_at_s, kept.id))
-        if self._due[0][1] == kept.id:
-            self._due_earlier.set()
+    def _renew_in(self, kept: KeptLease, turn: int) -> None:
+        kept.turn = turn
+        if (lease_ids := self._due.get(turn)) is not None:
+            lease_ids.append(kept.id)
+            return
+        self._due[turn] = [kept.id]
+        heapq.heappush(self._turns, turn)
+        if self._turns[0] == turn:
+            self._wake.set()
 
-    async def _until_due(self) -> None:
-        """Waits until a lease is to be renewed."""
-        while not self._due or self._due[0][0] > self._clock.now_s() + _TURN_S:
-            await _wait(self._due_earlier, self._due[0][0] - self._clock.now_s() if self._due else _LOOK_S)
+    def _until_due_s(self) -> float:
+        """How long until a lease is to be renewed."""
+        return max(self._turns[0] * _TURN_S - self._clock.now_s(), 0.0) if self._turns else _LOOK_S
+
+
+def _turn(at_s: float) -> int:
+    """The turn in which that moment is."""
+    return int(at_s / _TURN_S)
 
 
 async def _wait(event: asyncio.Event, limit_s: float) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from election.errors import AnswerTooLarge, Compacted
+from election.errors import AnswerTooLarge, Compacted, EtcdUnavailable
 from election.etcd.client import EtcdClient
 from election.keys import range_end
 from election.pb.etcd import kv_pb2 as kv
 from election.pb.etcd import rpc_pb2 as rpc
 
-PAGE_KEYS = 1000
+PAGE_KEYS = 500
 """The most keys that are asked for at once. Also for keys alone etcd reads the values."""
 
-_PAGE_BYTES = 16 * 1024 * 1024
+_FIRST_PAGE_KEYS = 16
+_PAGE_BYTES = 4 * 1024 * 1024
+_STEP = 8
 _ATTEMPTS = 3
 
 
@@ -45,22 +47,28 @@ async def _list(client: EtcdClient, prefix: bytes, keys_only: bool) -> rpc.Range
 
 
 async def _pages(client: EtcdClient, prefix: bytes, keys_only: bool) -> AsyncGenerator[rpc.RangeResponse]:
-    """The keys by name, all as they were at the first page's revision."""
-    key, revision, limit = prefix, 0, PAGE_KEYS
+    """The keys by name, all as they were at the first page's revision.
+
+    How large values are is known only when they are there. So pages begin small and grow; one that is too large, or
+    that takes too long, is asked for again in smaller ones.
+    """
+    key, revision, limit = prefix, 0, _FIRST_PAGE_KEYS
     while True:
         request = rpc.RangeRequest(
             key=key, range_end=range_end(prefix), revision=revision, limit=limit, keys_only=keys_only
         )
         try:
             page = await client.range(request)
-        except AnswerTooLarge:
-            if limit == 1:
+        except (AnswerTooLarge, EtcdUnavailable) as error:
+            smallest = 1 if isinstance(error, AnswerTooLarge) else _FIRST_PAGE_KEYS
+            if limit <= smallest:
                 raise
-            limit = max(limit // 8, 1)
+            limit = max(limit // _STEP, smallest)
             continue
         yield page
         if not page.more:
             return
         key = page.kvs[-1].key + b"\0"
         revision = revision or page.header.revision
-        limit = min(max(_PAGE_BYTES * len(page.kvs) // max(page.ByteSize(), 1), 1), PAGE_KEYS)
+        fitting = _PAGE_BYTES * len(page.kvs) // max(page.ByteSize(), 1)
+        limit = max(min(fitting, limit * _STEP, PAGE_KEYS), 1)

@@ -98,5 +98,7 @@ async def _statuses(method: str, context: _Context) -> AsyncIterator[None]:
     except grpc.aio.AbortError:
         raise
     except Exception:
+        if context.done():  # the caller is gone, and with it whoever could be told
+            return
         logger.exception("%s failed", method)
         await context.abort(grpc.StatusCode.INTERNAL, "the server failed to answer; its log says why")

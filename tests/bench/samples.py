@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 PERCENTILES = (50, 90, 99, 100)
@@ -63,14 +64,42 @@ class Ratio:
         return {"name": self.name, **ratios, **goal}
 
 
+class Bound(StrEnum):
+    """On which side of its goal a figure should be."""
+
+    AT_MOST = "or less"
+    AT_LEAST = "or more"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A single number, by its name and unit, and what it should be."""
+
+    name: str
+    value: float
+    goal: float
+    bound: Bound
+
+    @property
+    def met(self) -> bool:
+        """Whether the number is on the right side of its goal."""
+        return self.value <= self.goal if self.bound is Bound.AT_MOST else self.value >= self.goal
+
+    def document(self) -> dict[str, Any]:
+        """The figure as JSON."""
+        goal = {"goal": self.goal, "bound": self.bound.value, "met": self.met}
+        return {"name": self.name, "value": round(self.value, 3), **goal}
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """One part of the bench: its series, how they compare, and single numbers by their name and unit."""
 
     title: str
-    series: tuple[Samples, ...]
+    series: tuple[Samples, ...] = ()
     ratios: tuple[Ratio, ...] = ()
     numbers: tuple[tuple[str, float], ...] = ()
+    figures: tuple[Figure, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """The part as JSON."""
@@ -79,4 +108,5 @@ class Measured:
             "series": [each.document() for each in self.series],
             "ratios": [each.document() for each in self.ratios],
             "numbers": {name: round(number, 3) for name, number in self.numbers},
+            "figures": [each.document() for each in self.figures],
         }

@@ -21,6 +21,7 @@ from election.config import EtcdConfig
 from election.dev.ports import can_be_bound, free_ports
 from election.etcd.client import EtcdClient
 from election.keys import Keyspace
+from election.store import connect
 from election.token import Token
 from tests.integration.test_cli import Cli, Event, Running
 
@@ -228,6 +229,37 @@ async def test_the_tasks_of_a_killed_agent_go_to_another(cli: Cli, namespace: st
         assert len(dev.processes()) == 1 + len(STARTED | ETCD) - 1
         running.kill()
         await dev.until_nothing_runs()
+
+
+async def test_a_new_leader_hands_over_what_was_reaped_while_nobody_led(cli: Cli, namespace: str, folder: Path) -> None:
+    """It goes on after the last reap that its predecessor has handled; and an agent that drains gets nothing new."""
+    async with dev_of(cli, namespace, folder, respawn_s=16) as dev:
+        running = await dev.start()
+        await running.until("collecting")
+        for number in (1, 2, 3, 4, 5):
+            await running.until("joined", agent=f"agent-{number}")
+        agents: list[dict[str, Any]] = []
+        while sum(len(agent["state_keys"]) for agent in agents) < 5:
+            await asyncio.sleep(0.5)
+            agents = await dev.ask("agents", "list")
+        victim, draining = (agent["id"] for agent in sorted(agents, key=lambda each: -len(each["state_keys"]))[:2])
+        await dev.ask("agents", "drain", draining)
+        await running.until("updated", agent=draining)
+
+        since = len(running.events)
+        dev.kill("orchestrator-1", "orchestrator-2", "orchestrator-3", victim)
+        reaped = await running.until("reaped", since=since, agent=victim, process="serve", timeout_s=20)
+        tasks = {key for key in reaped["collected"] if key.startswith("task-")}
+        assert tasks
+        assert "elected" not in [event["event"] for event in running.events[since:]]
+        async with connect(dev.members) as store, store.agent(victim):  # it is back, and has nothing in its state
+            await running.until("elected", since=since, timeout_s=30)
+            moved = [await running.until("reassigned", since=since, task=task, formerly=victim) for task in tasks]
+        assert draining not in {event["agent"] for event in moved}
+        given = [event for event in running.events[since:] if event["event"] in ("assigned", "reassigned")]
+        assert draining not in {event["agent"] for event in given}
+        states = {agent["id"]: agent["state"] for agent in await dev.ask("agents", "list")}
+        assert states[draining] == "draining"
 
 
 async def test_a_leader_outlives_members_of_etcd_but_not_its_quorum(cli: Cli, namespace: str, folder: Path) -> None:

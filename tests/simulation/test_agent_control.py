@@ -511,6 +511,25 @@ async def test_what_is_collected_in_the_middle_of_a_restore_is_put_back_as_well(
 
 
 @virtual
+async def test_what_the_agent_writes_in_the_middle_of_a_restore_stays() -> None:
+    """What was put back before is not put back again over what is newer."""
+    async with world().machine() as machine:
+        client = machine.client
+        await bury_many(client)
+        first, last = next(iter(MANY)), list(MANY)[-1]
+        await put(client, {}, liveness=True)
+
+        async def live() -> None:
+            assert first in await stored(client)
+            await put(client, {first: b"newer", last: MANY[last]})
+
+        before(machine, 3, live)
+        done = await restore(client, KEYS, W)
+        assert done.alive
+        assert await stored(client) == {**MANY, first: b"newer"}
+
+
+@virtual
 async def test_a_restore_whose_answers_are_lost_goes_on() -> None:
     """A transaction that is sent again is refused, and what the first one wrote is found."""
     async with world().machine() as machine:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 from google.protobuf.message import Message
+from grpc import StatusCode
 
+from election.agent_control import ask_to_reap
 from election.breaker import close_breaker, hold_breaker, read_breaker
 from election.collector import BreakerClosed, BreakerOpened, Reaped
 from election.config import BreakerConfig
 from election.etcd.methods import TXN, Method
+from election.etcd.transport import RpcFailed
 from election.keys import COLLECTOR_ELECTION
 from election.records import BreakerReason, ReapRequest
 from tests.fake.clock import virtual
 from tests.simulation.fleet import (
     GRACE_S,
     Working,
+    agent_on,
     collector_on,
     is_reap,
     leave_state,
@@ -136,6 +142,25 @@ async def test_who_was_given_up_is_given_up_for_the_next_collector_as_well() -> 
             await asyncio.sleep(GRACE_S + 1)
             assert await with_state(later.client) == set(FLEET[5:9])
             assert reasons(later) == []
+
+
+@virtual
+async def test_who_was_given_up_once_is_not_given_up_for_ever() -> None:
+    """An agent that has registered since, and is gone again, counts."""
+    here = world()
+    async with here.machine() as machine, here.machine() as host:
+        await leave_state(machine.client, FLEET[4:], alive=True)
+        await close_breaker(machine.client, KEYS, by="op")
+        async with AsyncExitStack() as stack:
+            for name in FLEET[:4]:
+                await stack.enter_async_context(agent_on(host, name))
+            host.transport.cut(0, 1, 2)
+            await asyncio.sleep(20)
+            await vanish(machine.client, FLEET[8:])
+            async with working(here, breaker=BREAKER) as later:
+                await asyncio.sleep(60)
+                assert await with_state(later.client) == set(FLEET)
+                assert reasons(later) == [(True, BreakerReason.VANISHED)]
 
 
 @virtual
@@ -288,3 +313,81 @@ async def test_a_collector_that_was_deposed_writes_no_breaker() -> None:
         await asyncio.sleep(0.5)
         assert deposed
         assert not (await read_breaker(here.client, KEYS)).open
+
+
+@virtual
+async def test_many_who_vanish_one_by_one_are_counted_as_fast_as_they_do() -> None:
+    """However long it takes to look at what each has left: nobody is reaped before it is known how many are gone."""
+    here = world()
+    fleet = [f"w{number}" for number in range(300)]
+    async with working(here, breaker=BREAKER) as one, here.machine() as other:
+        await leave_state(other.client, fleet, alive=True)
+
+        async def slow(_: int, method: Method[Any, Any], __: Message) -> None:
+            if method is TXN:
+                await asyncio.sleep(0.1)
+
+        one.machine.transport.before_call = slow
+        await asyncio.gather(*(vanish(other.client, [agent]) for agent in fleet))
+        await asyncio.sleep(60)
+        assert one.of(Reaped) == []
+        assert await with_state(other.client) == set(fleet)
+
+
+@virtual
+async def test_an_order_that_was_withdrawn_is_not_carried_out() -> None:
+    """Also where the collector has heard of it, and could not reap at the time: the breaker holds again."""
+    here = world()
+    async with working(here, breaker=BREAKER) as one, here.machine() as other:
+        await hold_breaker(other.client, KEYS, by="op")
+        await leave_state(other.client, ["w"], alive=True)
+        await vanish(other.client, ["w"])
+        await asyncio.sleep(GRACE_S + 3)
+        refused = True
+
+        async def refuse(_: int, __: Method[Any, Any], request: Message) -> None:
+            if refused and is_reap(request):
+                raise RpcFailed(StatusCode.UNAVAILABLE, "etcdserver: too many requests")
+
+        one.machine.transport.before_call = refuse
+        asked = await ask_to_reap(other.client, KEYS, "w", by="op")
+        await asyncio.sleep(2)
+        await other.client.lease_revoke(asked.lease)
+        await asyncio.sleep(2)
+        refused = False
+        await asyncio.sleep(30)
+        assert await with_state(other.client) == {"w"}
+
+
+@virtual
+async def test_it_opens_also_where_the_grace_is_so_short_that_each_is_reaped_before_the_next_vanishes() -> None:
+    """Those who were reaped within the last second count as well."""
+    async with working(world(), breaker=BREAKER, grace_s=0.0) as here:
+        await leave_state(here.client, FLEET, alive=True)
+        for agent in FLEET:
+            await vanish(here.client, [agent])
+            await asyncio.sleep(0.08)
+        await asyncio.sleep(1)
+        assert await with_state(here.client) >= set(FLEET[6:])
+        assert reasons(here) == [(True, BreakerReason.VANISHED)]
+
+
+@virtual
+async def test_while_it_cannot_be_opened_nothing_is_reaped() -> None:
+    """However long that takes, and although those who vanished did not vanish just now any more."""
+    async with working(world(), breaker=BREAKER) as here:
+        await leave_state(here.client, FLEET, alive=True)
+        refused = True
+
+        async def refuse(_: int, __: Method[Any, Any], request: Message) -> None:
+            if refused and b'"v": 1, "open": true' in request.SerializeToString():
+                raise RpcFailed(StatusCode.PERMISSION_DENIED, "etcdserver: permission denied")
+
+        here.machine.transport.before_call = refuse
+        await vanish(here.client, HALF)
+        await asyncio.sleep(2 * BREAKER.hold_s)
+        assert await with_state(here.client) == set(FLEET)
+        refused = False
+        await asyncio.sleep(10)
+        assert await with_state(here.client) == set(FLEET)
+        assert reasons(here) == [(True, BreakerReason.VANISHED)]

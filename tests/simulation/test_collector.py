@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 from google.protobuf.message import Message
 
+from election.agent_restore import restore
 from election.agents import Agent
-from election.collector import Foreign, Reaped, ReapFailed, Recovered, Suspected, WouldReap
+from election.collector import (
+    BreakerClosed,
+    BreakerOpened,
+    Foreign,
+    Reaped,
+    ReapFailed,
+    Recovered,
+    Suspected,
+    WouldReap,
+)
+from election.config import BreakerConfig
 from election.errors import AgentExists, AgentLost, EtcdError
 from election.etcd.client import EtcdClient
 from election.etcd.methods import TXN, Method, Req, Resp
 from election.etcd.transport import Metadata, Stream
 from election.keys import COLLECTOR_ELECTION, REGISTRATION, range_end
 from election.pb.etcd import rpc_pb2 as rpc
-from election.records import Tombstone
+from election.records import CANDIDATE_LIMIT, AgentRecord, Tombstone
 from tests.fake.clock import virtual
 from tests.fake.transport import FakeTransport
 from tests.simulation.fleet import (
@@ -149,6 +161,52 @@ def test_state_that_changed_since_it_was_read_is_not_reaped_as_it_was(change: st
         assert {entry.key: entry.value for entry in tombstone.collected} == expected[change]
 
     run()
+
+
+@virtual
+async def test_an_agent_whose_registration_is_deleted_meanwhile_is_not_reaped_as_that_incarnation() -> None:
+    """What the tombstone says of it was there at that moment, too."""
+    here = world()
+    async with working(here) as machine, here.machine() as host, agent_on(host) as agent:
+        await agent.put("task", "x")
+        deleted = False
+
+        async def before(_: int, __: Method[Any, Any], request: Message) -> None:
+            nonlocal deleted
+            if not deleted and is_reap(request):
+                deleted = True
+                await machine.client.delete(KEYS.state("w", REGISTRATION))
+
+        machine.machine.transport.before_call = before
+        await die(host, agent)
+        await asyncio.sleep(TTL_S + 2 * GRACE_S + 3)
+        assert deleted
+        assert [tombstone.incarnation for tombstone in await tombstones(machine.client)] == [0]
+
+
+@virtual
+async def test_who_came_back_and_left_before_it_was_read_has_a_grace_of_its_own() -> None:
+    """What is read is of another incarnation than the one whose grace is over."""
+    here = world()
+    async with working(here) as one, here.machine() as host:
+        async with agent_on(host) as agent:
+            await agent.put("task", "x")
+        left_at_s = asyncio.get_running_loop().time()
+        incarnation = 0
+
+        async def return_briefly(_: int, __: Method[Any, Any], request: Message) -> None:
+            nonlocal incarnation
+            reads = isinstance(request, rpc.TxnRequest) and not request.compare
+            if reads and not incarnation and asyncio.get_running_loop().time() > left_at_s + GRACE_S - 1:
+                async with agent_on(host) as agent:
+                    incarnation = agent.incarnation
+
+        one.machine.transport.before_call = return_briefly
+        await asyncio.sleep(GRACE_S + 2)
+        assert incarnation
+        assert await tombstones(host.client) == []
+        await asyncio.sleep(GRACE_S)
+        assert [tombstone.incarnation for tombstone in await tombstones(host.client)] == [incarnation]
 
 
 @virtual
@@ -295,6 +353,22 @@ async def test_an_agent_whose_liveness_key_somebody_deletes_registers_again() ->
 
 
 @virtual
+async def test_a_registration_of_a_stranger_that_is_too_large_holds_up_nobody() -> None:
+    """Other programs write what they like; it is collected in parts as any other, and can be restored."""
+    here = world()
+    async with working(here) as one, here.machine() as other:
+        record = AgentRecord("w", labels={"a": "x" * CANDIDATE_LIMIT})
+        await leave_state(other.client, ["w", "v"], keys=150, alive=True)
+        await other.client.put(KEYS.state("w", REGISTRATION), json.dumps(record.document()).encode())
+        await vanish(other.client, ["w", "v"])
+        await asyncio.sleep(GRACE_S + 5)
+        assert await with_state(other.client) == set()
+        assert one.collector.candidate.loss is None
+        assert (await tombstones(other.client))[0].agent_record == record
+        assert len((await restore(other.client, KEYS, "w")).written) == 151
+
+
+@virtual
 async def test_foreign_keys_are_nobodys_state() -> None:
     """What does not parse is left alone."""
     here = world()
@@ -402,6 +476,26 @@ async def test_tombstones_share_leases_and_none_is_left_without_one() -> None:
 
 
 @virtual
+async def test_a_collector_that_is_cancelled_while_it_reaps_takes_no_tombstone_with_it() -> None:
+    """etcd has done it, and the answer finds nobody."""
+    here = world()
+    async with here.machine() as machine:
+        await leave_state(machine.client, ["w"])
+        running = asyncio.create_task(collector_on(machine, "c").run())
+
+        async def after(_: int, __: Method[Any, Any], answer: Message) -> None:
+            if isinstance(answer, rpc.TxnResponse) and not await stored(here_too.client):
+                running.cancel()
+                await asyncio.sleep(5)
+
+        async with here.machine() as here_too:
+            machine.transport.after_call = after
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            assert len(await tombstones(here_too.client)) == 1
+
+
+@virtual
 async def test_a_lease_of_tombstones_that_is_gone_is_replaced() -> None:
     """Whoever took it."""
     here = world()
@@ -454,11 +548,12 @@ async def test_state_of_one_id_that_never_registers_has_a_tombstone_each_time() 
 
 @virtual
 async def test_an_agent_that_is_back_before_its_last_part_keeps_the_rest() -> None:
-    """Each key is in a tombstone or in its state, and the record of its registration is its new one."""
+    """Each key is in a tombstone or in its state; and what it keeps is put back, since something was collected."""
     here = world()
     async with working(here) as machine, here.machine() as host, agent_on(host) as agent:
         for number in range(150):
             await agent.put(f"k{number:03}", b"x")
+        await agent.put("a-kept", b"kept", keep=True)
         reaping = 0
 
         async def before(_: int, __: Method[Any, Any], request: Message) -> None:
@@ -474,10 +569,12 @@ async def test_an_agent_that_is_back_before_its_last_part_keeps_the_rest() -> No
         await asyncio.sleep(TTL_S + GRACE_S + 20)
         [tombstone] = await tombstones(machine.client)
         collected = {entry.key for entry in tombstone.collected}
-        kept = (await agent.items()).keys()
+        kept = await agent.items()
+        assert kept.pop("a-kept") == b"kept"
+        collected.remove("a-kept")
         assert len(collected) >= 90
-        assert collected | kept == {f"k{number:03}" for number in range(150)}
-        assert not collected & kept
+        assert collected | kept.keys() == {f"k{number:03}" for number in range(150)}
+        assert not collected & kept.keys()
         agent.check()
 
 
@@ -529,6 +626,85 @@ async def test_a_dry_run_says_what_would_go_and_writes_nothing() -> None:
         [would] = [event.tombstone for event in told if isinstance(event, WouldReap)]
         assert (would.agent, len(would.collected)) == ("a", 150)
         assert (await machine.client.get(b"x"))[1].revision == header.revision + 1
+
+
+@asynccontextmanager
+async def rehearsing(machine: Machine, **settings: Any) -> AsyncGenerator[list[Any]]:
+    """A dry run; yields what it tells."""
+    collector, told = collector_on(machine, "c", **settings), []
+    events = collector.events()
+
+    async def listen() -> None:
+        async for event in events:
+            told.append(event)  # noqa: PERF401 - it never ends
+
+    listening = asyncio.create_task(listen())
+    running = asyncio.create_task(collector.rehearse())
+    await asyncio.sleep(1)
+    yield told
+    collector.leave()
+    await running
+    listening.cancel()
+
+
+@virtual
+async def test_a_dry_run_says_nothing_of_what_somebody_else_has_collected() -> None:
+    """There would be nothing to reap."""
+    async with world().machine() as machine:
+        await leave_state(machine.client, ["w"])
+        async with rehearsing(machine) as told:
+            await machine.client.delete(KEYS.state("w", "k0"))
+            await asyncio.sleep(GRACE_S + 2)
+            assert not any(isinstance(event, WouldReap) for event in told)
+
+
+@pytest.mark.parametrize("back", [8, 10])
+def test_the_breaker_of_a_dry_run_closes_again(back: int) -> None:
+    """In its own eyes only, whoever it is that has come back; then it says who would be reaped."""
+
+    @virtual
+    async def run() -> None:
+        fleet = [f"w{number}" for number in range(10)]
+        async with world().machine() as machine:
+            await leave_state(machine.client, fleet, alive=True)
+            async with rehearsing(machine, breaker=BreakerConfig(agents=3, share=0.5)) as told:
+                await vanish(machine.client, fleet)
+                await asyncio.sleep(GRACE_S + 2)
+                await leave_state(machine.client, fleet[-back:], alive=True)
+                await asyncio.sleep(GRACE_S + 2)
+                kinds = [type(event) for event in told if isinstance(event, BreakerOpened | BreakerClosed | WouldReap)]
+                assert kinds == [BreakerOpened, BreakerClosed] + [WouldReap] * (10 - back)
+
+    run()
+
+
+@virtual
+async def test_who_leaves_before_a_dry_run_has_begun_ends_it() -> None:
+    """A signal can come at any moment."""
+    async with world().machine() as machine:
+        collector = collector_on(machine, "c")
+        running = asyncio.create_task(collector.rehearse())
+        await asyncio.sleep(0)
+        collector.leave()
+        async with asyncio.timeout(10):
+            await running
+
+
+@virtual
+async def test_once_goes_on_where_its_term_is_lost() -> None:
+    """It has not done what it was to do."""
+    here = world()
+    async with here.machine() as machine, here.machine() as other:
+        await leave_state(other.client, ["v", "w"])
+        collector = collector_on(machine, "c")
+        running = asyncio.create_task(collector.run(once=True))
+        await asyncio.sleep(2)
+        for kv in (await other.client.list(KEYS.campaign(COLLECTOR_ELECTION))).kvs:
+            await other.client.delete(kv.key)
+        await asyncio.sleep(2)
+        assert not running.done()
+        await running
+        assert await with_state(other.client) == set()
 
 
 @virtual

@@ -22,7 +22,7 @@ from election.records import Agent, AgentState
 from election.views import View
 from tests.fake.clock import virtual
 from tests.fake.transport import FakeTransport
-from tests.simulation.fleets import Fleet, Watcher, reaped_in
+from tests.simulation.scripted_fleet import Fleet, Watcher, reaped_in
 from tests.simulation.world import KEYS, Machine, World, hurt, world
 
 SEEDS = range(60)
@@ -175,6 +175,25 @@ async def test_a_tombstone_whose_retention_is_over_is_not_told() -> None:
 
         machine.transport.before_call = before
         assert [reap for reap, _ in reaped_in(await told(view, after=0))] == [reaps[2]]
+
+
+@virtual
+async def test_a_tombstone_that_was_put_again_is_told_as_it_is_now() -> None:
+    """In its new place, also by a view that has just been opened."""
+    async with viewing(world()) as (machine, view, fleet):
+        for name in "ab":
+            await fleet.join(name)
+            await fleet.die(name)
+            await fleet.reap(name)
+        [first, second] = fleet.reaped
+        value, _ = await fleet.client.get(KEYS.tombstone(*first))
+        assert value is not None
+        again = (await fleet.client.put(value.key, value.value)).header.revision
+        await asyncio.sleep(0.1)
+        async with View(machine.client, KEYS, rng=random.Random(0)) as fresh:
+            for each in (view, fresh):
+                assert [reap for reap, _ in reaped_in(await told(each, after=0))] == [second, first]
+                assert short(await told(each, after=again - 1))[0] == ("reaped", "a", again)
 
 
 @virtual
