@@ -137,10 +137,12 @@ async def test_a_program_that_does_not_stop_is_killed(mark: str, tmp_path: Path)
     await nothing_left(mark)
 
 
-async def test_leaving_the_block_stops_the_program(mark: str) -> None:
-    """Also when it is cancelled."""
-    async with running(sh(FOREVER), env={"MARK": mark}):
-        await until(lambda: len(marked(mark)) > 1)
+async def test_leaving_the_block_stops_the_program(mark: str, tmp_path: Path) -> None:
+    """In order; when that is cancelled, at once."""
+    ready, told = tmp_path / "ready", tmp_path / "told"
+    async with running(sh(f"trap 'touch {told}; exit' TERM; touch {ready}; {FOREVER}"), env={"MARK": mark}):
+        await until(ready.exists)
+    assert told.exists()
     assert marked(mark) == []
 
     async def run() -> None:
