@@ -18,7 +18,7 @@ import pytest
 from election.clock import BootClock
 from election.dev.parent import bound_to_this_process
 from election.errors import ConfigError
-from election.supervisor import CannotRun, find, running
+from election.supervisor import CannotRun, Ended, Program, find, running
 
 CLOCK = BootClock()
 FOREVER = "while :; do sleep 0.05; done"
@@ -60,6 +60,11 @@ async def until(holds: Callable[[], bool | int], timeout_s: float = 20.0) -> Non
             await asyncio.sleep(0.01)
 
 
+async def over(program: Program) -> Ended:
+    """How the program ended, which must not take long any more."""
+    return await asyncio.wait_for(program.ended(), 30)
+
+
 async def nothing_left(mark: str, timeout_s: float = 20.0) -> None:
     await until(lambda: not marked(mark), timeout_s)
 
@@ -75,7 +80,7 @@ def sh(script: str) -> tuple[str, ...]:
 async def test_the_exit_code_is_that_of_a_shell(script: str, code: int) -> None:
     """128 + n for signal n."""
     async with running(sh(script)) as program:
-        ended = await program.ended()
+        ended = await over(program)
     assert (ended.code, ended.stopped) == (code, False)
 
 
@@ -83,7 +88,7 @@ async def test_a_program_has_the_environment_and_what_is_added(tmp_path: Path) -
     """And nothing of Python's own: signals are neither ignored nor blocked."""
     script = f'echo "$PATH|$EXTRA" > {tmp_path}/env; grep -E "Sig(Ign|Blk)" /proc/self/status > {tmp_path}/signals'
     async with running(sh(script), env={"EXTRA": "a b"}) as program:
-        assert (await program.ended()).code == 0
+        assert (await over(program)).code == 0
     assert (tmp_path / "env").read_text() == f"{os.environ['PATH']}|a b\n"
     assert [line.split()[1].strip("0") for line in (tmp_path / "signals").read_text().splitlines()] == ["", ""]
 
@@ -113,7 +118,7 @@ async def test_a_program_that_is_stopped_can_end_in_order(mark: str, tmp_path: P
     async with running(sh(f"trap 'exit 5' TERM; touch {ready}; {FOREVER}"), env={"MARK": mark}) as program:
         await until(ready.exists)
         program.stop()
-        ended = await program.ended()
+        ended = await over(program)
     assert (ended.code, ended.stopped) == (5, True)
     await nothing_left(mark)
 
@@ -126,21 +131,23 @@ async def test_a_program_that_does_not_stop_is_killed(mark: str, tmp_path: Path)
         began_at_s = time.monotonic()
         program.stop()
         program.stop()
-        ended = await program.ended()
+        ended = await over(program)
     assert 1 <= time.monotonic() - began_at_s < 1 + LATE_S
     assert (ended.code, ended.stopped) == (137, True)
     await nothing_left(mark)
 
 
-async def test_leaving_the_block_stops_the_program(mark: str) -> None:
-    """Also when it is cancelled."""
-    async with running(sh(FOREVER), env={"MARK": mark}):
-        await until(lambda: len(marked(mark)) > 1)
+async def test_leaving_the_block_stops_the_program(mark: str, tmp_path: Path) -> None:
+    """In order; when that is cancelled, at once."""
+    ready, told = tmp_path / "ready", tmp_path / "told"
+    async with running(sh(f"trap 'touch {told}; exit' TERM; touch {ready}; {FOREVER}"), env={"MARK": mark}):
+        await until(ready.exists)
+    assert told.exists()
     assert marked(mark) == []
 
     async def run() -> None:
         async with running(sh(f"trap '' TERM; {FOREVER}"), env={"MARK": mark}, stop_s=60) as program:
-            await program.ended()
+            await over(program)
 
     task = asyncio.create_task(run())
     await until(lambda: len(marked(mark)) > 1)
@@ -158,7 +165,7 @@ async def test_a_stop_right_after_the_start_is_not_lost(mark: str) -> None:
         began_at_s = time.monotonic()
         async with running(("sleep", "1000"), env={"MARK": mark}, stop_s=60) as program:
             program.stop()
-            assert (await program.ended()).code == 143
+            assert (await over(program)).code == 143
         assert time.monotonic() - began_at_s < LATE_S
 
 
@@ -168,7 +175,7 @@ async def test_everything_that_a_program_has_started_ends_with_it(mark: str) -> 
     async with running(sh(script), env={"MARK": mark}) as program:
         await until(lambda: len(marked(mark)) >= 4)
         program.stop()
-        assert (await program.ended()).code == 143
+        assert (await over(program)).code == 143
         assert marked(mark) == []
 
 
@@ -178,7 +185,7 @@ async def test_what_a_program_leaves_behind_can_end_in_order(mark: str, tmp_path
     worker = f'trap "sleep 0.5; touch {done}; exit" TERM; touch {ready}; {FOREVER}'
     script = f"sh -c '{worker}' & while ! test -e {ready}; do sleep 0.05; done; exit 3"
     async with running(sh(script), env={"MARK": mark}) as program:
-        ended = await program.ended()
+        ended = await over(program)
         assert (ended.code, ended.stopped, done.exists()) == (3, False, True)
         assert marked(mark) == []
 
@@ -189,7 +196,7 @@ async def test_signals_go_to_the_whole_group(mark: str, tmp_path: Path) -> None:
     async with running(sh(script), env={"MARK": mark}) as program:
         await until(lambda: len(marked(mark)) >= 4)
         program.send(signal.SIGINT)
-        assert (await program.ended()).code == 4
+        assert (await over(program)).code == 4
     assert (tmp_path / "one").exists()
     assert (tmp_path / "two").exists()
 
@@ -203,7 +210,7 @@ async def test_a_program_lives_while_it_is_bound_anew() -> None:
             await asyncio.sleep(0.2)
         stop_at_s = CLOCK.now_s() + 1
         program.bind(stop_at_s, stop_at_s + 60)
-        ended = await program.ended()
+        ended = await over(program)
         assert stop_at_s <= CLOCK.now_s() < stop_at_s + LATE_S
     assert (ended.code, ended.stopped) == (5, True)
 
@@ -215,14 +222,14 @@ async def test_a_program_that_is_bound_does_not_outlast_the_deadline(tmp_path: P
         await until(ready.exists)
         kill_at_s = CLOCK.now_s() + 2
         program.bind(kill_at_s - 1, kill_at_s)
-        assert (await program.ended()).code == 137
+        assert (await over(program)).code == 137
         assert kill_at_s <= CLOCK.now_s() < kill_at_s + LATE_S
     async with running(sh(f"trap '' TERM; touch {again}; {FOREVER}"), stop_s=1) as program:
         await until(again.exists)
         began_at_s = CLOCK.now_s()
         program.stop()
         program.bind(began_at_s + 60, began_at_s + 60)
-        assert (await program.ended()).code == 137
+        assert (await over(program)).code == 137
         assert began_at_s + 1 <= CLOCK.now_s() < began_at_s + 1 + LATE_S
 
 
@@ -271,7 +278,7 @@ async def test_a_keeper_that_is_killed_takes_the_program_along(mark: str) -> Non
         await asyncio.sleep(0.3)
         assert len(marked(mark)) == 2
         os.kill(keeper, signal.SIGKILL)
-        assert (await program.ended()).code == 137
+        assert (await over(program)).code == 137
     await nothing_left(mark)
 
 
@@ -281,7 +288,7 @@ async def test_a_program_that_cannot_be_run_is_one_line(
 ) -> None:
     """With the exit code that shells have for it; `find` knows before."""
     async with running((name, "x")) as program:
-        assert (await program.ended()).code == code
+        assert (await over(program)).code == code
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith(f"error: {name!r} cannot be run: ")
@@ -300,7 +307,7 @@ async def test_a_file_that_is_no_program_is_one_line(tmp_path: Path, capfd: pyte
     file.chmod(0o755)
     find(str(file))
     async with running((str(file),)) as program:
-        assert (await program.ended()).code == 126
+        assert (await over(program)).code == 126
     assert "Exec format error" in capfd.readouterr().err
 
 
@@ -317,7 +324,7 @@ async def test_nothing_is_left_of_many_programs() -> None:
 
     async def one() -> None:
         async with running(sh("sleep 1000 & exit 0")) as program:
-            await program.ended()
+            await over(program)
 
     await one()
     before = own_files()
