@@ -107,6 +107,43 @@ async def test_a_wall_clock_that_jumps_ends_no_hold() -> None:
 
 
 @virtual
+async def test_the_next_collector_whose_wall_clock_is_ahead_keeps_it_open_for_a_grace_at_least() -> None:
+    """So that agents and operators have that long."""
+    here = world()
+    async with working(here, "c1", breaker=BREAKER) as one:
+        await leave_state(one.client, FLEET, alive=True)
+        await vanish(one.client, HALF)
+        await asyncio.sleep(20)
+        one.machine.transport.cut(0, 1, 2)
+        async with here.machine() as other:
+            other.clock.jump_wall(3600)
+            ahead = collector_on(other, "c2", breaker=BREAKER)
+            running = asyncio.create_task(ahead.run())
+            while not ahead.candidate.is_leader:
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(GRACE_S - 1)
+            assert await with_state(other.client) == set(FLEET)
+            ahead.leave()
+            await running
+        one.machine.transport.mend()
+
+
+@virtual
+async def test_a_fleet_that_etcd_needs_longer_than_a_grace_to_expire_vanishes_at_once_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those who were reaped meanwhile count, too."""
+    monkeypatch.setattr("election.collector.warden._EXPIRED_PER_S", 1.0)
+    async with working(world(), breaker=BREAKER, grace_s=2.0) as here:
+        await leave_state(here.client, FLEET, alive=True)
+        for agent in FLEET[:7]:
+            await vanish(here.client, [agent])
+            await asyncio.sleep(1.2)
+        assert reasons(here) == [(True, BreakerReason.VANISHED)]
+        assert len(await with_state(here.client)) >= 5
+
+
+@virtual
 async def test_the_next_collector_keeps_it_open_and_open_for_no_longer() -> None:
     """It is in etcd, not in the collector."""
     here = world()
