@@ -81,7 +81,7 @@ async def measure_idle(cluster: EtcdCluster, tell: Callable[[str], None]) -> Mea
         namespace = f"idle-{agents}"
         async with (
             connect(cluster.endpoints, namespace=namespace) as store,
-            _process(cluster, namespace, "election", "collect", "--reconcile", "3600") as process,
+            _process(cluster, namespace, "election.cli", "collect", "--reconcile", "3600") as process,
         ):
             tell(f"idle: {agents} agents")
             await _fill(store, agents, alive=True)

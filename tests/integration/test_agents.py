@@ -437,6 +437,51 @@ async def test_a_collector_that_ends_while_it_reaps_leaves_one_tombstone(
         await second.has_reaped("next")
 
 
+async def test_a_collector_that_is_killed_in_the_middle_of_its_sweep_is_finished_by_the_next(store: Store) -> None:
+    """Nothing is collected twice, and nothing is lost: each agent has one tombstone with all that it had."""
+    names = [f"w{number:04}" for number in range(1_000)]
+    put = [txn.put(store.keyspace.state(name, key), name.encode()) for name in names for key in ("a", "b")]
+    for first in range(0, len(put), 100):
+        await store.client.txn([], put[first : first + 100])
+    async with collector_process(store, "c1") as (process, lines):
+        seen = 0
+        async for line in lines:
+            seen += json.loads(line)["event"] == "reaped"
+            if seen == 100:
+                break
+        process.kill()
+        await process.wait()
+    left = await store.client.list(store.keyspace.state_prefix)
+    assert 0 < len(left.kvs) < len(put) - 100
+    async with collecting(store, "c2"):
+
+        async def everything() -> bool | None:
+            return None if (await store.client.list(store.keyspace.state_prefix)).kvs else True
+
+        await eventually(everything, 60)
+    for name in names:
+        [(reaped, _)] = await tombstones(store, name)
+        assert collected(reaped) == {"a": name.encode(), "b": name.encode()}
+
+
+@asynccontextmanager
+async def collector_process(
+    store: Store, id: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, asyncio.StreamReader]]:
+    """`election collect`, and what it prints."""
+    arguments = ["--id", id, "--grace", "0", "--no-breaker", "-o", "json"]
+    where = ["--endpoints", ",".join(store.config.endpoints), "--namespace", store.keyspace.namespace]
+    command = bound_to_this_process([sys.executable, "-m", "election.cli", "collect", *arguments, *where])
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        yield process, process.stdout
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
 @pytest.mark.usefixtures("no_lease_is_left")
 async def test_a_deposed_collector_deletes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its transaction compares its own leader key; so it does no harm, however late it comes."""
