@@ -51,8 +51,8 @@ class Report:
         ends = Counter(each.end for each in stale)
         counts = {
             "revisions": len(history.revisions),
-            "processes of agents started": sum(fact.what == "agent started" for fact in history.facts),
-            "of them killed": sum(fact.what == KILLED for fact in history.facts),
+            "starts of agents": sum(fact.what == "agent started" for fact in history.facts),
+            "of them ended by kill -9": sum(fact.what == KILLED for fact in history.facts),
             "incarnations": len({(each.agent, each.incarnation) for each in history.said if each.what == "registered"}),
             "times that state had no living agent": ends.total(),
             "of them reaped": ends["reaped"],
