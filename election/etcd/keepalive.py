@@ -36,6 +36,8 @@ _LOOKS = 8
 _LOOK_S = 1.0
 """The longest time between two looks at the clock, which goes on in a suspend, when timers stand still."""
 _RETRY_S, _RETRY_MAX_S = 0.05, 0.25
+_MOST_SUSPECTED = 3
+"""How often the time doubles after which a renewal is tried again that may be what blocks its stream: 1 turn to 8."""
 _SETTLED_S = 5.0
 """How old a stream has to be before one to etcd's leader takes its place."""
 
@@ -223,11 +225,11 @@ class KeepAlive:
     def _suspect(self, line: _Line) -> None:
         """The member is silent, or blocked by the lease that it serves at present: neither is to come next."""
         self._client.avoid(line.member)
-        first = next(iter(line.sent_at_s), None)
-        if first is not None and (kept := self._leases.get(first)) is not None:
+        first, *others = line.sent_at_s or (0,)
+        if others and (kept := self._leases.get(first)) is not None:
             del line.sent_at_s[first]
-            self._renew_in(kept, _turn(self._clock.now_s()) + (1 << min(kept.suspected, 10)))
-            kept.suspected += 1
+            self._renew_in(kept, _turn(self._clock.now_s()) + (1 << kept.suspected))
+            kept.suspected = min(kept.suspected + 1, _MOST_SUSPECTED)
 
     def _take_due(self, line: _Line, now_s: float) -> list[int]:
         """A batch of leases whose renewals are to be written now, as far as there is room for them."""
@@ -279,7 +281,7 @@ class KeepAlive:
         kept.suspected = 0
         kept.deadline_s = max(kept.deadline_s, sent_at_s + ttl_s - kept.margin_s)
         # Not all after the whole interval, so that bursts dissolve.
-        self._renew_in(kept, _turn(sent_at_s + kept.renew_s * (0.8 + 0.2 * self._rng.random())))
+        self._renew_in(kept, _turn(sent_at_s + kept.renew_s * (0.9 + 0.1 * self._rng.random())))
 
     # --- the clock ---------------------------------------------------------------------------------------------
 
