@@ -48,9 +48,7 @@ SETTINGS = re.compile("(ELECTION|ETCDCTL|OTEL)_")
 READS = ("leader", "observe", "candidates", "list", "agents list")
 RUNS = ("campaign", "agents join", "collect", "serve")
 NAMED = {"leader", "observe", "candidates", "campaign", "agents join"}
-CARES = ("agents drain", "agents reap", "agents restore", "agents run", "breaker close", "breaker hold")
-MORE = ("agents show", "agents tombstones", "agents watch", "breaker show")
-COMMANDS = ("", "agents", "breaker", *READS, *MORE, *RUNS, *CARES, "dev", "version")
+COMMANDS = ("", "agents", *READS, *RUNS, "dev", "version")
 
 
 def revision(token: str) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import click
 import pytest
 
 from election.cli import main
+from election.cli.main import cli
 
 NAME = "not a valid name: use 1 to 128 "
 NOWHERE = "127.0.0.1:1"
@@ -54,6 +58,46 @@ class Command:
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """The command line."""
     return Command(monkeypatch, capsys)
+
+
+def commands(group: click.Group, *names: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """All commands, and the groups that they are in."""
+    context = click.Context(group)
+    yield names, group
+    for name in group.list_commands(context):
+        found = group.get_command(context, name)
+        assert found is not None
+        if isinstance(found, click.Group):
+            yield from commands(found, *names, name)
+        else:
+            yield (*names, name), found
+
+
+COMMANDS = dict(commands(cli))
+
+
+@pytest.mark.parametrize("names", COMMANDS, ids=" ".join)
+def test_help_reads_well_in_80_columns(
+    command: Command, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
+    """Every option is explained, and no Python object is shown."""
+    monkeypatch.setenv("COLUMNS", "80")
+    ended = command.run(*names, "-h")
+    assert (ended.code, ended.err) == (0, ""), ended
+    assert ended.out.startswith(" ".join(("Usage: election", *names)))
+    assert max(map(len, ended.out.splitlines())) <= 80, ended.out
+    assert re.search(r"<\w+ | object at ", ended.out) is None, ended.out
+    options = [each for each in COMMANDS[names].params if isinstance(each, click.Option)]
+    assert [each.name for each in options if not each.help and not each.show_default] == []
+
+
+@pytest.mark.parametrize("names", [("agents",), ("breaker",)], ids=" ".join)
+def test_what_a_groups_commands_do_fits_on_their_lines(
+    command: Command, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
+    """Nothing of it is cut off."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "..." not in command.run(*names, "-h").out.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize("id", BAD_IDS)
