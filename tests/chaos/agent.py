@@ -10,8 +10,9 @@ import asyncio
 import json
 import random
 import signal
+import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.chaos.history import Journal, Said
 _CLOCK = BootClock()
 _TICK_S = (0.4, 1.2)
 _EXISTS_S = 0.2
+_BELIEF_S = 0.2
 _LOST_S = 0.05
 KEPT, STILL, CHANGING, EXTRA = "memory", ("assignment-1", "assignment-2"), ("status", "progress"), "scratch"
 """What an agent has put back after a reap; stores when it has registered; writes all the time; and deletes again."""
@@ -42,6 +44,7 @@ class Worker:
     pace: float
     written: int = 0
     incarnation: int = 0
+    over: threading.Event = field(default_factory=threading.Event)
 
     def say(self, what: str, at_s: float, incarnation: int, **more: Any) -> None:
         """Writes a line."""
@@ -56,7 +59,6 @@ class Worker:
             except AgentLost:
                 await asyncio.sleep(_LOST_S)
                 continue
-            self.say("acted", at_s, incarnation)
             if incarnation != self.incarnation:
                 await self.begin(incarnation, at_s)
             await self.put(self.rng.choice(CHANGING))
@@ -64,6 +66,14 @@ class Worker:
                 await self.put(EXTRA)
                 await self.delete(EXTRA)
             await asyncio.sleep(self.rng.uniform(*_TICK_S) * self.pace)
+
+    def believe(self) -> None:
+        """Asks again and again whether it is alive, from a thread of its own: in a process that was stopped, it may
+        well ask before anything else has run."""
+        while not self.over.wait(_BELIEF_S * self.pace):
+            at_s = _CLOCK.now_s()
+            with suppress(AgentLost):
+                self.say("acted", at_s, self.agent.check().incarnation)
 
     async def begin(self, incarnation: int, at_s: float) -> None:
         """What it does once in each life."""
@@ -118,12 +128,15 @@ class Setup:
 
 
 async def _until(stopped: asyncio.Event, worker: Worker) -> None:
+    believing = threading.Thread(target=worker.believe, daemon=True)
+    believing.start()
     working = asyncio.create_task(worker.work())
     stopping = asyncio.create_task(stopped.wait())
     await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
     for task in (working, stopping):
         task.cancel()
     await asyncio.wait({working, stopping})
+    worker.over.set()
     worker.say("leaves", _CLOCK.now_s(), worker.incarnation)
     if not working.cancelled():
         working.result()
