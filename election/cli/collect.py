@@ -1,21 +1,18 @@
-"""The command `collect`, and what it shares with `serve`: the collector's options, and how its events are told."""
+"""The command `collect`, and what it shares with `serve`: how a collector's events are told."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, TypeVar
-
-import click
 
 from election.cli.agent_documents import breaker_document, names_text
 from election.cli.aside import aside
 from election.cli.breaker import breaker_text
+from election.cli.collector_options import collector_options
 from election.cli.exits import OK
 from election.cli.metrics import metrics_options, telemetry
-from election.cli.options import Settings, command, more_than_zero, setting, state_dir_option
+from election.cli.options import Settings, command, setting, state_dir_option
 from election.cli.output import print_event, print_json, print_line
 from election.cli.signals import on_signal
 from election.collector import (
@@ -30,113 +27,11 @@ from election.collector import (
     Suspected,
     WouldReap,
 )
-from election.config import BreakerConfig, CollectorConfig, default_id
+from election.config import CollectorConfig, default_id
 from election.leadership import Campaigning, Leading, Leaving
 from election.machine import Transition
 from election.published import TooSlow
 from election.records import Breaker, Tombstone
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-_DEFAULT, _BREAKER = CollectorConfig(), BreakerConfig()
-
-
-def collector_options(function: F) -> F:
-    """Adds the options of a collector; the command gets them together, as `collector_config`."""
-    function = _given_together(function)
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
-
-
-_OPTIONS = (
-    setting("--id", "id", metavar="ID", help="this collector's name [host-pid]"),
-    setting(
-        "--grace",
-        type=click.FloatRange(min=0),
-        default=_DEFAULT.grace_s,
-        show_default=True,
-        metavar="S",
-        help="from when an agent vanishes until it is reaped, seconds",
-    ),
-    setting(
-        "--reconcile",
-        type=float,
-        callback=more_than_zero,
-        default=_DEFAULT.reconcile_s,
-        show_default=True,
-        metavar="S",
-        help="how often everything is listed and compared, seconds",
-    ),
-    setting(
-        "--retention",
-        type=click.IntRange(1, 10**9),
-        default=_DEFAULT.retention_s,
-        show_default=True,
-        metavar="S",
-        help="how long a tombstone stays, seconds",
-    ),
-    setting(
-        "--rate",
-        type=float,
-        callback=more_than_zero,
-        metavar="N",
-        help="the most agents to reap in a second [no limit]",
-    ),
-    setting(
-        "--breaker-agents",
-        type=click.IntRange(1, 10**9),
-        default=_BREAKER.agents,
-        show_default=True,
-        metavar="N",
-        help="nothing is reaped when so many agents vanish within a grace",
-    ),
-    setting(
-        "--breaker-share",
-        type=click.FloatRange(0, 1, min_open=True),
-        default=_BREAKER.share,
-        show_default=True,
-        metavar="X",
-        help="and are this share of all",
-    ),
-    setting(
-        "--breaker-hold",
-        type=float,
-        callback=more_than_zero,
-        default=_BREAKER.hold_s,
-        show_default=True,
-        metavar="S",
-        help="until they are back, or for so long, seconds",
-    ),
-    setting("--no-breaker", is_flag=True, help="reap however many vanish at once"),
-)
-
-
-def _given_together(function: F) -> F:
-    def run(
-        *arguments: Any,
-        grace: float,
-        reconcile: float,
-        retention: int,
-        rate: float | None,
-        breaker_agents: int,
-        breaker_share: float,
-        breaker_hold: float,
-        no_breaker: bool,
-        **options: Any,
-    ) -> Any:
-        config = CollectorConfig(
-            grace_s=grace,
-            reconcile_s=reconcile,
-            retention_s=retention,
-            rate_per_s=rate,
-            breaker=None if no_breaker else BreakerConfig(breaker_agents, breaker_share, breaker_hold),
-        )
-        return function(*arguments, collector_config=config, **options)
-
-    run.__doc__ = function.__doc__
-    run.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
-    return run  # type: ignore[return-value]
 
 
 @command("collect")

@@ -11,7 +11,8 @@ from pathlib import Path
 import click
 
 from election.cli.aside import aside
-from election.cli.collect import collector_options, print_collector
+from election.cli.collect import print_collector
+from election.cli.collector_options import collector_options
 from election.cli.exits import OK
 from election.cli.metrics import metrics_options, telemetry
 from election.cli.options import FILE, Settings, command, setting, state_dir_option
