@@ -54,7 +54,8 @@ class _Health:
     probed_at_s: float = 0.0
     unwell: bool = True
     standing: Standing = field(default_factory=lambda: Standing(0.0, None, 0, breaker_is_open=False))
-    stopped: set[str] = field(default_factory=set)
+    paused: set[str] = field(default_factory=set)
+    ended: set[str] = field(default_factory=set)
 
     def take(self, event: Fact | Standing) -> float | None:
         """Learns something; returns when a time in which all was well ended at the latest, if it did."""
@@ -68,10 +69,10 @@ class _Health:
             case What.PROBED:
                 return self._probed(event)
             case What.COLLECTOR_KILLED | What.COLLECTOR_LEAVES | What.COLLECTOR_PAUSED:
-                self.stopped.add(event.who)
+                (self.paused if event.what == What.COLLECTOR_PAUSED else self.ended).add(event.who)
                 return event.at_s if event.who == self.standing.collector else None
             case What.COLLECTOR_RESUMED:
-                self.stopped.discard(event.who)
+                self.paused.discard(event.who)
         return None
 
     def _probed(self, event: Fact) -> float | None:
@@ -90,7 +91,7 @@ class _Health:
     def is_well(self) -> bool:
         """Whether all is well."""
         standing = self.standing
-        collects = standing.collector is not None and standing.collector not in self.stopped
+        collects = standing.collector is not None and standing.collector not in self.paused | self.ended
         return self.etcd_since_s is not None and collects and not standing.breaker_is_open
 
 

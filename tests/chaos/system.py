@@ -106,7 +106,7 @@ class System:
     def resume_collectors(self) -> None:
         """Lets those that stand still go on."""
         for process in self.collectors.values():
-            if process.paused:
+            if process.paused and process.running:
                 process.send(signal.SIGCONT)
                 self.note(What.COLLECTOR_RESUMED, process.name)
 
