@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from election.agent_records import AgentRecord, DrainMark, ReapRequest, StateEntry, Tombstone
 from election.errors import AgentAlive, AgentUnknown, EtcdError
 from election.etcd import txn
 from election.etcd.client import EtcdClient, Repeat
 from election.etcd.lease import let_go
 from election.keys import REGISTRATION, Keyspace, StateKey, TombstoneKey
 from election.pb.etcd import rpc_pb2 as rpc
-from election.records import AgentRecord, DrainMark, ReapRequest, StateEntry, Tombstone
 
 REQUEST_TTL_S = 60
 """A request to reap that nobody has acted on is void after that."""

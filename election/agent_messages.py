@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from election import wire
+from election.agent_records import Agent, AgentRecord, AgentState, StateEntry, Tombstone
+from election.breaker import Breaker, BreakerReason
 from election.errors import ConfigError
 from election.messages import source_from, view_message
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import NOT_REAPED, AgentEvent, AgentEventKind, AgentFilter
-from election.records import Agent, AgentRecord, AgentState, Breaker, BreakerReason, StateEntry, Tombstone
 from election.token import Token
 
 _STATES = {

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
+from election.agent_records import Tombstone
 from election.errors import AgentUnknown, EtcdError, StateExists
 from election.etcd import txn
 from election.etcd.client import EtcdClient, Repeat
 from election.keys import REGISTRATION, Keyspace, TombstoneKey
 from election.pb.etcd.kv_pb2 import KeyValue
-from election.records import Tombstone
 
 _TXN_KEYS = 120
 """etcd takes 128 comparisons and 128 operations in a transaction; some are not for keys that are written."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
+from election.agent_records import STATE_LIMIT, AgentRecord, StateEntry
 from election.config import AgentConfig, check_labels
 from election.errors import AgentExists, AgentLost, ConfigError, EtcdError, LossReason, RecordTooLarge
 from election.etcd import txn
@@ -20,7 +21,6 @@ from election.kept import KeptValues
 from election.keys import REGISTRATION, Keyspace, check_name
 from election.pb.etcd import rpc_pb2 as rpc
 from election.published import Published
-from election.records import STATE_LIMIT, AgentRecord, StateEntry
 from election.registration import Registration, evict, leave, register
 from election.roster import Roster
 from election.token import LARGEST_REVISION

@@ -6,13 +6,86 @@ the moment when it is written, whatever the collector has heard of it.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from datetime import timedelta
+import json
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
 
+from election import fields
 from election.etcd.client import EtcdClient, Repeat
 from election.etcd.txn import put
+from election.fields import text_of
 from election.keys import Keyspace
-from election.records import Breaker, BreakerReason
+from election.pb.etcd.kv_pb2 import KeyValue
+
+
+class BreakerReason(StrEnum):
+    """Why nothing is reaped at present; or, of a breaker that is closed, why it was."""
+
+    VANISHED = "vanished"
+    NONE_ALIVE = "none_alive"
+    ETCD_LEADER_CHANGED = "etcd_leader_changed"
+    OPERATOR = "operator"
+    UNREADABLE = "unreadable"
+    RECOVERED = "recovered"
+    SETTLED = "settled"
+    HOLD_ENDED = "hold_ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """Whether collectors may reap. While it is open nothing is.
+
+    `missing` of `known` agents had vanished when it opened. `until` is when it closes by itself, by the clock of who
+    wrote it; None where only an operator closes it. `revision` is that of the write, 0 when there never was one.
+    """
+
+    open: bool = False
+    reason: BreakerReason | None = None
+    missing: int = 0
+    known: int = 0
+    by: str = ""
+    at: datetime | None = None
+    until: datetime | None = None
+    revision: int = 0
+
+    def encode(self) -> bytes:
+        """The state as stored."""
+        return json.dumps(
+            {
+                "v": 1,
+                "open": self.open,
+                "reason": self.reason.value if self.reason else None,
+                "missing": self.missing,
+                "known": self.known,
+                "by": self.by,
+                "at": text_of(self.at),
+                "until": text_of(self.until),
+            }
+        ).encode()
+
+    @classmethod
+    def of(cls, kv: KeyValue | None) -> Breaker:
+        """The stored state; closed where there is none, and open, for an operator to look, where it cannot be read."""
+        if kv is None:
+            return cls()
+        data = fields.decode(kv.value)
+        try:
+            if data is None or data["v"] != 1 or not isinstance(data["open"], bool):
+                raise ValueError
+            reason = BreakerReason(data["reason"])
+        except (KeyError, ValueError):
+            return cls(open=True, reason=BreakerReason.UNREADABLE, revision=kv.mod_revision)
+        return cls(
+            open=data["open"],
+            reason=reason,
+            missing=fields.count(data.get("missing")),
+            known=fields.count(data.get("known")),
+            by=fields.text(data.get("by")),
+            at=fields.time(data.get("at")),
+            until=fields.time(data.get("until")),
+            revision=kv.mod_revision,
+        )
 
 
 async def read_breaker(client: EtcdClient, keyspace: Keyspace) -> Breaker:

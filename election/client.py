@@ -12,12 +12,14 @@ import grpc
 import grpc.aio
 
 from election import agent_messages, messages
+from election.agent_records import Agent, StateEntry, Tombstone
+from election.breaker import Breaker
 from election.clock import Clock
 from election.config import EtcdConfig, TlsConfig
 from election.errors import ConfigError, RolledBack
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import NOT_REAPED, AgentEvent, AgentFilter, Answer, LeaderEvent, Source, TokenCheck
-from election.records import Agent, Breaker, Candidate, Election, Leader, StateEntry, Tombstone
+from election.records import Candidate, Election, Leader
 from election.remote import Req, Resp, Servers, Unary, error_of
 from election.token import Token
 from election.told import ToldAgents, ToldLeader

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from itertools import groupby
 
+from election.agent_records import Agent, Tombstone
 from election.backoff import Backoff
 from election.errors import EtcdError, RolledBack, ViewStale
 from election.etcd.client import EtcdClient
@@ -29,7 +30,6 @@ from election.reader import (
     reaped_event,
     vanished_event,
 )
-from election.records import Agent, Tombstone
 
 logger = logging.getLogger("election")
 

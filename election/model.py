@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from election.agent_records import Agent, AgentRecord, AgentState, Tombstone
 from election.keys import REGISTRATION, AliveKey, CandidateKey, DrainingKey, Parsed, StateKey, TombstoneKey
 from election.pb.etcd.kv_pb2 import KeyValue
-from election.records import Agent, AgentRecord, AgentState, Candidate, Leader, Tombstone, leader_of
+from election.records import Candidate, Leader, leader_of
 
 AgentKey = AliveKey | StateKey | DrainingKey | TombstoneKey
 """The keys that say something of one agent."""

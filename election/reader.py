@@ -11,18 +11,10 @@ from enum import StrEnum
 from itertools import zip_longest
 from typing import Generic, Protocol, TypeVar
 
-from election.records import (
-    Agent,
-    AgentRecord,
-    AgentState,
-    Breaker,
-    Candidate,
-    Election,
-    Labels,
-    Leader,
-    StateEntry,
-    Tombstone,
-)
+from election.agent_records import Agent, AgentRecord, AgentState, StateEntry, Tombstone
+from election.breaker import Breaker
+from election.fields import Labels
+from election.records import Candidate, Election, Leader
 from election.token import Token
 
 MAX_AGE_S = 10.0

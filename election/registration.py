@@ -6,13 +6,13 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from election.agent_records import AgentRecord
 from election.config import AgentConfig
 from election.errors import AgentExists, EtcdError
 from election.etcd import txn
 from election.etcd.client import EtcdClient, Repeat
 from election.etcd.lease import Lease, grant, let_go
 from election.keys import REGISTRATION, Keyspace
-from election.records import AgentRecord
 
 logger = logging.getLogger("election")
 

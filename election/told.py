@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from election.agent_records import Agent, AgentState
 from election.reader import AgentEvent, AgentEventKind, LeaderEvent, Source, agent_change, leader_change, vanished_event
-from election.records import Agent, AgentState
 
 
 @dataclass(slots=True)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Iterator
 
+from election.agent_records import Tombstone
 from election.etcd import txn
 from election.etcd.client import EtcdClient, Repeat
 from election.etcd.listing import list_all
 from election.keys import Keyspace, TombstoneKey
 from election.model import Kept, Model
 from election.pb.etcd import rpc_pb2 as rpc
-from election.records import Tombstone
 
 LARGEST = 3 * 512 * 1024
 """The most bytes that etcd takes in a request, and so the most of a tombstone whose size is not known."""

@@ -10,6 +10,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from election.agent_records import Agent, AgentState, StateEntry, Tombstone
+from election.breaker import Breaker
 from election.errors import ConfigError, ViewStale
 from election.etcd.client import EtcdClient
 from election.keys import REGISTRATION, Keyspace
@@ -28,17 +30,7 @@ from election.reader import (
     complete_up_to,
     reaped_event,
 )
-from election.records import (
-    Agent,
-    AgentState,
-    Breaker,
-    Candidate,
-    Election,
-    Leader,
-    StateEntry,
-    Tombstone,
-    leader_of,
-)
+from election.records import Candidate, Election, Leader, leader_of
 from election.token import Token
 from election.tombstones import list_tombstones, read_tombstones
 

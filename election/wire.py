@@ -14,7 +14,7 @@ from typing import TypeVar
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from election.errors import ElectionError
-from election.records import Labels
+from election.fields import Labels
 
 Told = TypeVar("Told", bound=StrEnum)
 

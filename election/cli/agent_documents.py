@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+from election.agent_records import Agent, StateEntry, Tombstone
+from election.breaker import Breaker
+from election.fields import printable, text_of
 from election.reader import AgentEvent
-from election.records import Agent, Breaker, StateEntry, Tombstone, printable, text_of
 
 _SHORT = 48
 

@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 import click
 
+from election.agent_records import AgentState, StateEntry, Tombstone
 from election.cli.agent_documents import (
     agent_document,
     agent_event_document,
@@ -23,7 +24,6 @@ from election.errors import AgentUnknown
 from election.keys import check_name
 from election.published import TooSlow
 from election.reader import NOT_REAPED, AgentEvent, AgentFilter
-from election.records import AgentState, StateEntry, Tombstone
 
 
 @command("list")

@@ -6,12 +6,11 @@ import asyncio
 
 import click
 
-from election.breaker import close_breaker, hold_breaker
+from election.breaker import Breaker, BreakerReason, close_breaker, hold_breaker
 from election.cli.agent_documents import breaker_document
 from election.cli.exits import OK
 from election.cli.options import Settings, command, more_than_zero, operator, server_option, setting
 from election.cli.output import print_json, time_text
-from election.records import Breaker, BreakerReason
 
 
 @command("show")

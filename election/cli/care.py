@@ -7,6 +7,7 @@ import asyncio
 import click
 
 from election.agent_control import Remains, ask_to_reap, await_reap, drain, remains, undrain
+from election.agent_records import DrainMark
 from election.agent_restore import restore
 from election.cli.agent_documents import entry_document, names_text, tombstone_document
 from election.cli.agents import print_entries
@@ -14,8 +15,9 @@ from election.cli.exits import OK
 from election.cli.options import Settings, command, more_than_zero, operator, setting
 from election.cli.output import print_json, time_text
 from election.errors import ElectionError
+from election.fields import text_of
 from election.keys import COLLECTOR_ELECTION
-from election.records import Candidate, DrainMark, leader_of, text_of
+from election.records import Candidate, leader_of
 from election.store import Store
 
 

@@ -6,6 +6,8 @@ import asyncio
 from contextlib import aclosing
 from pathlib import Path
 
+from election.agent_records import Tombstone
+from election.breaker import Breaker
 from election.cli.agent_documents import breaker_document, names_text
 from election.cli.aside import aside
 from election.cli.breaker import breaker_text
@@ -31,7 +33,6 @@ from election.config import CollectorConfig, default_id
 from election.leadership import Campaigning, Leading, Leaving
 from election.machine import Transition
 from election.published import TooSlow
-from election.records import Breaker, Tombstone
 
 
 @command("collect")

@@ -18,7 +18,7 @@ from election.cli.signals import until_signal
 from election.clock import BootClock
 from election.dev.fleet import DevConfig, Fleet, start_fleet
 from election.dev.screen import Screen
-from election.records import text_of
+from election.fields import text_of
 
 _REFRESH_S = 0.25
 _UNSAFE_VERSIONS = ("3.5.0", "3.5.1", "3.5.2")

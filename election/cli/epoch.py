@@ -11,7 +11,8 @@ from election.cli.options import Settings, command
 from election.cli.output import print_json
 from election.config import default_id
 from election.epoch import raise_epoch, read_epoch
-from election.records import EpochRecord, text_of
+from election.fields import text_of
+from election.records import EpochRecord
 
 
 @command("show")

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from election.clock import BootClock
+from election.fields import Labels, text_of
 from election.reader import Source
-from election.records import Candidate, Election, Labels, Leader, text_of
+from election.records import Candidate, Election, Leader
 
 
 def print_json(document: Any, *, err: bool = False) -> None:

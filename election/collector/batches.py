@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
+from election.breaker import Breaker
 from election.collector.burial import Burial, Planner, TooMuch, packed
 from election.collector.events import CollectorEvent, Reaped, ReapFailed, WouldReap
 from election.collector.observer import Observer
@@ -17,7 +18,6 @@ from election.config import CollectorConfig
 from election.errors import AccessDenied, EtcdError, EtcdUnavailable, LeaseNotFound, NoSpace
 from election.etcd.client import EtcdClient
 from election.keys import Keyspace, TombstoneKey
-from election.records import Breaker
 from election.term import Term
 from election.token import Token
 

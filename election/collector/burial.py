@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from election.agent_records import StateEntry, Tombstone
 from election.collector.remains import Remains
 from election.collector.suspects import Suspect
 from election.errors import EtcdError
@@ -13,7 +14,6 @@ from election.etcd import txn
 from election.keys import Keyspace, TombstoneKey
 from election.pb.etcd import rpc_pb2 as rpc
 from election.pb.etcd.kv_pb2 import KeyValue
-from election.records import StateEntry, Tombstone
 from election.token import Token
 
 _TOMBSTONE_BYTES = 1200 * 1024

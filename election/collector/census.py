@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from election.agent_records import AgentRecord
 from election.collector.suspects import Suspect
 from election.errors import Compacted
 from election.etcd.client import EtcdClient, Repeat
 from election.etcd.txn import get, names
+from election.fields import printable
 from election.keys import REGISTRATION, AliveKey, Keyspace, StateKey, range_end
 from election.pb.etcd import rpc_pb2 as rpc
-from election.records import AgentRecord, printable
 
 MOST_SUSPECTS = 60
 """How many agents are looked at in one transaction, which etcd lets have 128 operations."""

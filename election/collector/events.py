@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from election.records import Breaker, Tombstone
+from election.agent_records import Tombstone
+from election.breaker import Breaker
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from election.breaker import Breaker, BreakerReason
 from election.config import BreakerConfig
-from election.records import Breaker, BreakerReason
 
 _ALL_OF_THEM = 2
 """From this many agents on, none that is alive is a sign of its own."""

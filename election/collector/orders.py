@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from election.agent_records import ReapRequest
+from election.breaker import Breaker
 from election.clock import Clock
 from election.collector.events import BreakerClosed, BreakerOpened, CollectorEvent
 from election.etcd.watch import Changes, Snapshot
 from election.keys import Keyspace, ReapRequestKey
 from election.pb.etcd.kv_pb2 import Event as KvEvent
 from election.pb.etcd.kv_pb2 import KeyValue
-from election.records import Breaker, ReapRequest
 
 
 class Orders:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from election.breaker import Breaker
 from election.collector.burial import Burial, Planner
 from election.collector.retention import Retention
 from election.errors import ElectionError, EtcdError, LeaseNotFound
@@ -20,7 +21,6 @@ from election.etcd import txn
 from election.etcd.client import EtcdClient
 from election.fencing.txn import fenced_txn
 from election.pb.etcd import rpc_pb2 as rpc
-from election.records import Breaker
 from election.term import Term
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from election.agent_records import AgentRecord
 from election.collector.suspects import Suspect
 from election.etcd import txn
 from election.etcd.client import EtcdClient, Repeat
 from election.keys import REGISTRATION, Keyspace, TombstoneKey, is_name, range_end
 from election.pb.etcd import rpc_pb2 as rpc
 from election.pb.etcd.kv_pb2 import KeyValue
-from election.records import AgentRecord
 
 MOST_KEYS = 100
 """The most keys of one agent that are read, and reaped, at a time: etcd takes 128 comparisons in a transaction."""

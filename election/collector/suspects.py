@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from election.records import Tombstone
+from election.agent_records import Tombstone
 
 _TAKEN = float("inf")
 

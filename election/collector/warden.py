@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import replace
 from datetime import timedelta
 
+from election.breaker import Breaker, BreakerReason
 from election.collector.judge import Moment, Tally, accepts, judge
 from election.collector.orders import Orders
 from election.collector.suspects import Suspect, Suspects
@@ -17,7 +18,6 @@ from election.etcd.client import EtcdClient
 from election.etcd.txn import get, modified_at, put
 from election.fencing.txn import fenced_txn
 from election.keys import Keyspace
-from election.records import Breaker, BreakerReason
 from election.term import Term
 
 logger = logging.getLogger("election")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from election.breaker import Breaker
 from election.clock import BootClock
 from election.config import DEFAULT_ENDPOINT
 from election.dev.etcd import EtcdCluster
@@ -24,7 +25,6 @@ from election.dev.process import Process, Tell
 from election.errors import ConfigError, EtcdError
 from election.published import Published
 from election.reader import AgentEvent, AgentEventKind, LeaderEvent
-from election.records import Breaker
 from election.store import connect
 from election.views import View
 

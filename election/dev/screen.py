@@ -10,12 +10,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from election.agent_records import Agent, AgentState
+from election.breaker import Breaker
 from election.clock import Clock
 from election.dev.fleet import ELECTION, Fleet
 from election.dev.tasks import PREFIX
 from election.errors import ViewStale
 from election.reader import AgentFilter
-from election.records import Agent, AgentState, Breaker, Leader
+from election.records import Leader
 
 EVENTS = 7
 _STYLES = {

@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from election.agent_records import Agent, AgentState
 from election.errors import EtcdError
 from election.etcd import txn
 from election.fencing.txn import fenced_txn
 from election.pb.etcd import rpc_pb2 as rpc
 from election.reader import AgentEvent
-from election.records import Agent, AgentState
 from election.store import Store
 from election.term import Term
 from election.views import View

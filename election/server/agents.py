@@ -18,11 +18,11 @@ from election.agent_messages import (
     filter_from,
     tombstone_message,
 )
+from election.agent_records import Tombstone
 from election.messages import VIEW_METADATA, view_message
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
 from election.reader import Answer, Reader
-from election.records import Tombstone
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -9,10 +9,11 @@ from typing import Protocol
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
+from election.agent_records import AgentState
 from election.clock import Clock
 from election.errors import ElectionError
 from election.reader import MAX_AGE_S, Answer
-from election.records import AgentState, Election
+from election.records import Election
 
 logger = logging.getLogger("election")
 

@@ -12,11 +12,12 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from opentelemetry.trace import Tracer
 
+from election.agent_records import Tombstone
+from election.breaker import Breaker
 from election.clock import Clock
 from election.collector import BreakerClosed, BreakerOpened, CollectorEvent, Reaped, ReapFailed
 from election.leadership import Leaving
 from election.published import TooSlow
-from election.records import Breaker, Tombstone
 from election.telemetry.terms import Standing, nanoseconds
 
 logger = logging.getLogger("election")

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 from election import CandidateConfig, CollectorConfig, Store, connect
+from election.agent_records import AgentRecord
 from election.backoff import Backoff
 from election.collector import Reaped
 from election.config import EtcdConfig
@@ -28,7 +29,6 @@ from election.etcd.watch import Changes, follow
 from election.keys import REGISTRATION, Keyspace
 from election.pb.etcd import rpc_pb2 as rpc
 from election.pb.etcd.kv_pb2 import Event
-from election.records import AgentRecord
 from tests.bench.contender import ROOT, BenchFailed
 from tests.bench.samples import Bound, Figure, Measured
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from election import dial
+from election.breaker import Breaker, BreakerReason
 from election.dev.ports import free_ports
-from election.records import Breaker, BreakerReason
 from tests.chaos.history import Settings
 from tests.chaos.replay import object_of
 from tests.chaos.report import Report

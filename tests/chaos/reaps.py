@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from election.agent_records import AgentRecord, StateEntry, Tombstone
 from election.keys import REGISTRATION, ReapRequestKey
-from election.records import AgentRecord, StateEntry, Tombstone
 from tests.chaos.history import Change, Settings
 from tests.chaos.replay import Step, World
 from tests.chaos.violation import Violation

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from election.agent_records import Tombstone
 from election.keys import (
     COLLECTOR_ELECTION,
     AliveKey,
@@ -16,7 +17,7 @@ from election.keys import (
     StateKey,
     TombstoneKey,
 )
-from election.records import CandidateRecord, Tombstone
+from election.records import CandidateRecord
 from tests.chaos.history import Change, History, Revision, Stored
 
 

@@ -8,8 +8,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from election.agent_records import AgentRecord, StateEntry, Tombstone
+from election.breaker import Breaker, BreakerReason
 from election.keys import REGISTRATION, Keyspace
-from election.records import AgentRecord, Breaker, BreakerReason, CandidateRecord, StateEntry, Tombstone
+from election.records import CandidateRecord
 from election.token import Token
 from tests.chaos.agent import PROCESS
 from tests.chaos.checker import FINAL

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from election.agent_records import AgentRecord, StateEntry
 from election.keys import REGISTRATION
-from election.records import AgentRecord, StateEntry
 from election.token import Token
 from tests.chaos.checker import check
 from tests.chaos.deadlines import collected, stale_times

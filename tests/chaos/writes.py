@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from election.agent_records import AgentRecord
 from election.keys import REGISTRATION
-from election.records import AgentRecord
 from tests.chaos.agent import PROCESS
 from tests.chaos.history import Change, History, Said, Stored
 from tests.chaos.replay import Step, World, object_of

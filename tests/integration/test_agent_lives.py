@@ -24,13 +24,13 @@ from election import (
     Store,
     connect,
 )
+from election.agent_records import AgentRecord
 from election.clock import BootClock
 from election.dev.etcd import EtcdCluster
 from election.dev.parent import bound_to_this_process
 from election.etcd.keepalive import _TURN_S, KeepAlive
 from election.etcd.lease import grant
 from election.keys import REGISTRATION
-from election.records import AgentRecord
 from election.registration import Registration
 from tests.integration.relay import Relay
 

@@ -27,6 +27,8 @@ from election import (
     View,
     connect,
 )
+from election.agent_records import AgentState, StateEntry, Tombstone
+from election.breaker import Breaker
 from election.clock import BootClock
 from election.collector import CollectorEvent, Foreign, Reaped, ReapFailed, Recovered, Suspected
 from election.collector.burial import Planner
@@ -41,7 +43,6 @@ from election.keys import COLLECTOR_ELECTION, REGISTRATION, TombstoneKey
 from election.leadership import Leading
 from election.pb.etcd.kv_pb2 import KeyValue
 from election.reader import AgentEvent, AgentEventKind
-from election.records import AgentState, Breaker, StateEntry, Tombstone
 from election.registration import Registration
 from election.token import Token
 

@@ -22,13 +22,14 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
+from election.agent_records import AgentRecord
 from election.config import EtcdConfig, TlsConfig
 from election.dev.etcd import EtcdCluster, find_binary
 from election.dev.parent import bound_to_this_process
 from election.dev.ports import free_ports
 from election.etcd.client import EtcdClient
 from election.keys import Keyspace
-from election.records import AgentRecord, CandidateRecord
+from election.records import CandidateRecord
 from election.token import Token
 from tests.integration.test_etcd_client import Authority
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
+from election.agent_records import AgentRecord, StateEntry, Tombstone
 from election.agent_restore import restore
 from election.config import EtcdConfig
 from election.dev.etcd import EtcdCluster
 from election.etcd.client import EtcdClient
 from election.keys import REGISTRATION, Keyspace
-from election.records import AgentRecord, StateEntry, Tombstone
 from election.token import Token
 from tests.integration.test_cli import NOWHERE, START_S, Cli, Running
 

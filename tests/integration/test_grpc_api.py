@@ -20,6 +20,8 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc  # type: ignore[import-untyped]
 
+from election.agent_records import Agent, AgentState, StateEntry, Tombstone
+from election.breaker import Breaker
 from election.client import Client, dial
 from election.collector import Collector
 from election.config import AgentConfig, CollectorConfig, TlsConfig
@@ -39,17 +41,7 @@ from election.reader import (
     Source,
     TokenCheck,
 )
-from election.records import (
-    Agent,
-    AgentState,
-    Breaker,
-    Candidate,
-    CandidateRecord,
-    Election,
-    Leader,
-    StateEntry,
-    Tombstone,
-)
+from election.records import Candidate, CandidateRecord, Election, Leader
 from election.remote import ServerUnavailable
 from election.server.serving import GrpcServer
 from election.store import Store, connect

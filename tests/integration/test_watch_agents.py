@@ -15,7 +15,8 @@ import pytest
 from grpc import StatusCode
 
 from election import published
-from election.breaker import close_breaker, hold_breaker
+from election.agent_records import AgentState, StateEntry, Tombstone
+from election.breaker import Breaker, BreakerReason, close_breaker, hold_breaker
 from election.client import Client, dial
 from election.dev.etcd import EtcdCluster
 from election.errors import Compacted, ConfigError, RolledBack
@@ -25,7 +26,6 @@ from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
 from election.published import TooSlow
 from election.reader import AgentEvent, AgentEventKind, AgentFilter, Reader
-from election.records import AgentState, Breaker, BreakerReason, StateEntry, Tombstone
 from election.server.serving import GrpcServer
 from election.store import Store, connect
 from election.token import Token

@@ -11,13 +11,13 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
+from election.agent_records import Tombstone
 from election.agents import Agent
 from election.collector import Collector, CollectorEvent
 from election.config import AgentConfig, BreakerConfig, CandidateConfig, CollectorConfig
 from election.etcd.client import EtcdClient
 from election.keys import TombstoneKey
 from election.pb.etcd import rpc_pb2 as rpc
-from election.records import Tombstone
 from tests.fake.transport import FakeTransport
 from tests.simulation.world import KEYS, Machine, World
 

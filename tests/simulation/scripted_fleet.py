@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
+from election.agent_records import AgentRecord, StateEntry, Tombstone
 from election.errors import EtcdError, RolledBack, ViewStale
 from election.etcd import txn
 from election.etcd.client import EtcdClient
@@ -12,7 +13,6 @@ from election.keys import REGISTRATION, Keyspace
 from election.pb.etcd import rpc_pb2 as rpc
 from election.published import TooSlow
 from election.reader import AgentEvent, AgentEventKind
-from election.records import AgentRecord, StateEntry, Tombstone
 from election.token import Token
 from election.told import ToldAgents
 from election.views import View

@@ -11,6 +11,7 @@ import pytest
 from google.protobuf.message import Message
 
 from election.agent_control import REQUEST_TTL_S, ask_to_reap, await_reap, drain, remains, undrain
+from election.agent_records import AgentRecord, DrainMark, ReapRequest, StateEntry, Tombstone
 from election.agent_restore import restore
 from election.agents import Agent
 from election.config import AgentConfig
@@ -19,7 +20,6 @@ from election.etcd.client import EtcdClient
 from election.etcd.methods import RANGE, TXN, Method
 from election.keys import REGISTRATION
 from election.pb.etcd import rpc_pb2 as rpc
-from election.records import AgentRecord, DrainMark, ReapRequest, StateEntry, Tombstone
 from election.token import Token
 from tests.fake import statuses
 from tests.fake.clock import virtual

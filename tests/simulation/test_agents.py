@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 
+from election.agent_records import STATE_LIMIT, AgentRecord
 from election.agents import Agent
 from election.config import AgentConfig
 from election.errors import AgentExists, AgentLost, ConfigError, EtcdError, LossReason, RecordTooLarge
@@ -21,7 +22,6 @@ from election.etcd.methods import LEASE_GRANT, LEASE_REVOKE, TXN, Method
 from election.kept import MOST_KEPT, MOST_KEPT_BYTES
 from election.keys import REGISTRATION
 from election.pb.etcd import rpc_pb2 as rpc
-from election.records import STATE_LIMIT, AgentRecord
 from election.registration import Registration
 from election.roster import Roster
 from tests.fake import statuses

@@ -11,13 +11,13 @@ from google.protobuf.message import Message
 from grpc import StatusCode
 
 from election.agent_control import ask_to_reap
-from election.breaker import close_breaker, hold_breaker, read_breaker
+from election.agent_records import ReapRequest
+from election.breaker import BreakerReason, close_breaker, hold_breaker, read_breaker
 from election.collector import BreakerClosed, BreakerOpened, Reaped
 from election.config import BreakerConfig
 from election.etcd.methods import TXN, Method
 from election.etcd.transport import RpcFailed
 from election.keys import COLLECTOR_ELECTION
-from election.records import BreakerReason, ReapRequest
 from tests.fake.clock import virtual
 from tests.simulation.fleet import (
     GRACE_S,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 
+from election.agent_records import AgentRecord, Tombstone
 from election.agent_restore import restore
 from election.agents import Agent
 from election.collector import (
@@ -31,7 +32,7 @@ from election.etcd.methods import TXN, Method, Req, Resp
 from election.etcd.transport import Metadata, Stream
 from election.keys import COLLECTOR_ELECTION, REGISTRATION, range_end
 from election.pb.etcd import rpc_pb2 as rpc
-from election.records import CANDIDATE_LIMIT, AgentRecord, Tombstone
+from election.records import CANDIDATE_LIMIT
 from tests.fake.clock import virtual
 from tests.fake.transport import FakeTransport
 from tests.simulation.fleet import (

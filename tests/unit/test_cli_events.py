@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import pytest
 
+from election.agent_records import StateEntry, Tombstone
+from election.breaker import Breaker, BreakerReason
 from election.cli.collect import print_collector
 from election.cli.options import Settings
 from election.collector import (
@@ -27,7 +29,6 @@ from election.collector import (
 )
 from election.machine import Transition
 from election.published import QUEUE_LIMIT, Published
-from election.records import Breaker, BreakerReason, StateEntry, Tombstone
 from election.token import Token
 
 TOMBSTONE = Tombstone("w", 7, None, "c", Token(0, 3), (StateEntry("task", b"x", 5),), part=1)

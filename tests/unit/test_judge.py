@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from election.breaker import Breaker, BreakerReason
 from election.collector.judge import Moment, Tally, accepts, judge
 from election.config import BreakerConfig
-from election.records import Breaker, BreakerReason
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CONFIG = BreakerConfig(agents=3, share=0.5, hold_s=300)

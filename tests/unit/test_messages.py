@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from election import agent_messages, messages
+from election.agent_records import Agent, AgentRecord, AgentState, StateEntry, Tombstone
+from election.breaker import Breaker, BreakerReason
 from election.errors import (
     AccessDenied,
     AgentExists,
@@ -33,19 +35,7 @@ from election.pb.election.v1 import election_pb2 as pb
 from election.pb.etcd.kv_pb2 import KeyValue
 from election.published import TooSlow
 from election.reader import AgentEvent, AgentEventKind, AgentFilter, LeaderEvent, LeaderEventKind, Source
-from election.records import (
-    Agent,
-    AgentRecord,
-    AgentState,
-    Breaker,
-    BreakerReason,
-    Candidate,
-    Election,
-    Leader,
-    StateEntry,
-    Tombstone,
-    leader_of,
-)
+from election.records import Candidate, Election, Leader, leader_of
 from election.token import LARGEST_EPOCH, LARGEST_REVISION, Token
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)

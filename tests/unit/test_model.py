@@ -7,10 +7,10 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from election.agent_records import Agent, AgentRecord, AgentState, StateEntry, Tombstone
 from election.keys import REGISTRATION, AliveKey, DrainingKey, Keyspace, StateKey, TombstoneKey
 from election.model import AgentKey, Model
 from election.pb.etcd.kv_pb2 import KeyValue
-from election.records import Agent, AgentRecord, AgentState, StateEntry, Tombstone
 from election.token import Token
 
 KEYS = Keyspace("test")

@@ -9,21 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from election.agent_records import AgentRecord, DrainMark, ReapRequest, StateEntry, Tombstone
 from election.errors import RecordTooLarge
+from election.fields import printable, text_of
 from election.pb.etcd.kv_pb2 import KeyValue
-from election.records import (
-    CANDIDATE_LIMIT,
-    AgentRecord,
-    Candidate,
-    CandidateRecord,
-    DrainMark,
-    ReapRequest,
-    StateEntry,
-    Tombstone,
-    leader_of,
-    printable,
-    text_of,
-)
+from election.records import CANDIDATE_LIMIT, Candidate, CandidateRecord, leader_of
 from election.token import Token
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, 123000, tzinfo=UTC)

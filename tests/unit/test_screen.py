@@ -9,10 +9,12 @@ from typing import Any
 
 from rich.console import Console
 
+from election.agent_records import Agent, AgentState
+from election.breaker import Breaker, BreakerReason
 from election.clock import BootClock
 from election.dev.screen import Screen, sentence
 from election.reader import AgentFilter, Answer, Source
-from election.records import Agent, AgentState, Breaker, BreakerReason, Candidate, Leader
+from election.records import Candidate, Leader
 from election.token import Token
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

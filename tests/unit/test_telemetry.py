@@ -33,6 +33,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
+from election.agent_records import AgentState, Tombstone
+from election.breaker import Breaker, BreakerReason
 from election.collector import BreakerClosed, BreakerOpened, CollectorEvent, Reaped, ReapFailed, Suspected
 from election.errors import ConfigError, LossReason, ViewStale
 from election.leadership import (
@@ -54,7 +56,7 @@ from election.leadership import (
 from election.machine import Transition
 from election.published import TooSlow
 from election.reader import MAX_AGE_S, Answer, Source
-from election.records import AgentState, Breaker, BreakerReason, Election, Leader, Tombstone
+from election.records import Election, Leader
 from election.telemetry import Export, Telemetry, export
 from election.token import Token
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from election.agent_records import Agent, AgentState, Tombstone
 from election.reader import AgentEvent, AgentEventKind, Source
-from election.records import Agent, AgentState, Tombstone
 from election.token import Token
 from election.told import ToldAgents
 
