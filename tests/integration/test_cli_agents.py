@@ -355,13 +355,13 @@ async def test_collecting_once_ends(cli: Cli, etcd: EtcdClient, keys: Keyspace) 
     """When those who were missing are reaped; a trial tells the same before, and does nothing."""
     await leave_behind(etcd, keys, "w", {"task": b"x"})
     trial = cli.start("collect", "--dry-run", "--once", "--grace", "0.5", "-o", "json")
-    ended = await trial.ended()
+    ended = await trial.ended(60)
     assert (ended.code, [name for name in trial.names if name != "foreign"]) == (0, ["suspected", "would_reap"]), ended
     assert trial.events[-1]["collected"] == ["task"]
     assert await stored(etcd, keys, "w") == {"task": b"x"}
     assert not (await etcd.list(keys.campaigns)).kvs
     once = cli.start("collect", "--once", "--grace", "0.5", "-o", "json")
-    assert (await once.ended()).code == 0
+    assert (await once.ended(60)).code == 0
     assert "reaped" in once.names
     assert await stored(etcd, keys, "w") == {}
 
