@@ -12,11 +12,14 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from election import fields
+from election.errors import ConfigError
 from election.etcd.client import EtcdClient, Repeat
 from election.etcd.txn import put
 from election.fields import text_of
 from election.keys import Keyspace
 from election.pb.etcd.kv_pb2 import KeyValue
+
+_LONGEST_HOLD_S = 100 * 365 * 86_400.0
 
 
 class BreakerReason(StrEnum):
@@ -97,7 +100,12 @@ async def hold_breaker(client: EtcdClient, keyspace: Keyspace, *, by: str, hold_
     """Opens the breaker in the name of an operator: nothing is reaped from this revision on.
 
     It stays open until it is closed, or for `hold_s` seconds; that the agents are back does not close it.
+
+    Raises:
+        ConfigError: for a time that is none, or is longer than a hundred years.
     """
+    if hold_s is not None and not 0 < hold_s <= _LONGEST_HOLD_S:
+        raise ConfigError(f"the breaker cannot be held for {hold_s:g} s: give a time of up to a hundred years")
     now = client.clock.wall()
     until = None if hold_s is None else now + timedelta(seconds=hold_s)
     return await _write(client, keyspace, Breaker(True, BreakerReason.OPERATOR, by=by, at=now, until=until))

@@ -130,8 +130,11 @@ class Observer:
     def _order_changed(self, agent: str) -> None:
         """An operator's order ends the grace of a suspect; where it is withdrawn, the grace is what it was."""
         if (suspect := self.suspects.missing.get(agent)) is None:
-            return
-        if self.orders.wants(agent, suspect.incarnation):
+            if self.orders.has(agent) and self._agents_listed and agent not in self.suspects.alive:
+                # Nobody has seen it vanish: its state was restored, or it never registered.
+                self._gone.setdefault(agent, _Gone(0, self._client.clock.now_s()))
+                self._somebody_is_gone.set()
+        elif self.orders.wants(agent, suspect.incarnation):
             self.suspects.order(suspect, self._client.clock.now_s())
         elif suspect.ordered:
             self.suspects.withdraw(suspect)

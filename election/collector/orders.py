@@ -41,6 +41,10 @@ class Orders:
         self._changed = changed
         self._requests: dict[str, ReapRequest] = {}
 
+    def has(self, agent: str) -> bool:
+        """Whether an operator wants any incarnation of it reaped."""
+        return agent in self._requests
+
     def wants(self, agent: str, incarnation: int) -> bool:
         """Whether an operator wants this incarnation reaped now."""
         request = self._requests.get(agent)

@@ -15,6 +15,7 @@ from election.agent_records import ReapRequest
 from election.breaker import BreakerReason, close_breaker, hold_breaker, read_breaker
 from election.collector import BreakerClosed, BreakerOpened, Reaped
 from election.config import BreakerConfig
+from election.errors import ConfigError
 from election.etcd.methods import TXN, Method
 from election.etcd.transport import RpcFailed
 from election.keys import COLLECTOR_ELECTION
@@ -328,6 +329,31 @@ async def test_an_order_ends_the_grace() -> None:
             await later.client.put(KEYS.reap_request("b"), ReapRequest("b", 0, by="op").encode())
             await asyncio.sleep(1)
             assert await with_state(later.client) == set()
+
+
+@virtual
+async def test_an_order_for_state_that_no_reconcile_has_found_yet_is_carried_out() -> None:
+    """Such as state that an operator has just put back."""
+    async with working(world(), grace_s=1_000) as here:
+        await asyncio.sleep(1)
+        await leave_state(here.client, ["a"])
+        await here.client.put(KEYS.reap_request("a"), ReapRequest("a", 0, by="op").encode())
+        await asyncio.sleep(1)
+        assert await with_state(here.client) == set()
+
+
+@pytest.mark.parametrize("hold_s", [0.0, -1.0, float("nan"), float("inf"), 1e300])
+def test_a_hold_for_no_time_is_refused(hold_s: float) -> None:
+    """Before anything is written."""
+
+    @virtual
+    async def run() -> None:
+        async with world().machine() as machine:
+            with pytest.raises(ConfigError, match="cannot be held"):
+                await hold_breaker(machine.client, KEYS, by="op", hold_s=hold_s)
+            assert not (await read_breaker(machine.client, KEYS)).open
+
+    run()
 
 
 @virtual
