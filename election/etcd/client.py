@@ -210,12 +210,12 @@ class EtcdClient:
         except RpcFailed as failure:
             raise error_from(failure, self._asked(member), wrote=False) from None
 
-    async def approach_leader(self) -> None:
+    async def approach_leader(self) -> bool:
         """Lets calls go to the member that leads in etcd, where that can be told at once; does nothing otherwise.
 
-        It answers renewals and proposes writes itself, so these depend on no other member, and its watches are the
-        first to hear. One status of each member, none through raft; one that hangs is waited for no longer than
-        _APPROACH_S.
+        Returns whether they go there. The leader answers renewals and proposes writes itself, so these depend on no
+        other member, and its watches are the first to hear. One status of each member, none through raft; one that
+        hangs is waited for no longer than _APPROACH_S.
         """
         asking = [asyncio.create_task(self.status(member)) for member in range(len(self._transport.endpoints))]
         try:
@@ -229,6 +229,8 @@ class EtcdClient:
         for number, status in found.items():
             if newest is not None and status.header.member_id == newest.leader:
                 self._member = number
+                return True
+        return False
 
     # --- the way of every call -----------------------------------------------------------------------------
 

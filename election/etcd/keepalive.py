@@ -39,7 +39,7 @@ _RETRY_S, _RETRY_MAX_S = 0.05, 0.25
 _MOST_SUSPECTED = 3
 """How often the time doubles after which a renewal is tried again that may be what blocks its stream: 1 turn to 8."""
 _SETTLED_S = 5.0
-"""How old a stream has to be before one to etcd's leader takes its place."""
+"""How long a stream that does not go to etcd's leader is used before the leader is looked for."""
 
 
 class KeptLease:
@@ -95,8 +95,8 @@ class KeepAlive:
         self._gone: list[KeptLease] = []
         self._wake = asyncio.Event()
         self._ends_earlier = asyncio.Event()
-        self._leader_known_in = 0
-        """The raft term in which the stream was brought to etcd's leader."""
+        self._at_leader_in = 0
+        """The raft term in which the stream goes to etcd's leader; 0 where that is not known."""
 
     def add(self, lease: Lease) -> KeptLease:
         """Keeps a lease alive from now on."""
@@ -140,11 +140,11 @@ class KeepAlive:
         failures = 0
         refused = False
         while True:
+            while (wait_s := self._until_due_s()) > 0:
+                await _wait(self._wake, wait_s)
             before = self.answered
             moves = False
             try:
-                while (wait_s := self._until_due_s()) > 0:
-                    await _wait(self._wake, wait_s)
                 moves = await self._renew_on_one_stream(failures)
             except EtcdError as error:
                 if isinstance(error, AccessDenied) and (not refused or self.answered > before):
@@ -153,8 +153,9 @@ class KeepAlive:
             if self.answered > before:
                 backoff.reset()
                 failures = 0
-            if not moves:
+            else:
                 failures += 1
+            if not moves:
                 await self._clock.sleep_s(backoff.next_s())
 
     # --- one stream --------------------------------------------------------------------------------------------
@@ -162,14 +163,14 @@ class KeepAlive:
     async def _renew_on_one_stream(self, failures: int) -> bool:
         """Renews until the stream fails; or until it had better be one to etcd's leader, and then returns True.
 
-        A follower passes each renewal on before it looks at the next one, which is too slow for thousands. After a
-        failure the leader may be what failed, so the next member is taken as it comes.
+        A follower passes each renewal on before it looks at the next one, which is too slow for thousands. But the
+        leader may be what fails, so every other attempt takes the next member as it comes.
 
         Raises:
             EtcdError: what another stream would be told as well.
         """
-        self._leader_known_in = 0
-        if not failures:
+        self._at_leader_in = 0
+        if failures % 2 == 0:
             await self._approach_leader()
         line = _Line(*await self._client.open(methods.LEASE_KEEP_ALIVE))
         reading = asyncio.create_task(self._read(line), name="keepalive")
@@ -187,7 +188,7 @@ class KeepAlive:
         return moves
 
     async def _write_until_over(self, line: _Line, reading: asyncio.Task[None], limit_s: float) -> bool:
-        opened_at_s, answered, quiet_s = self._clock.now_s(), self.answered, 0.0
+        looked_at_s, answered, quiet_s = self._clock.now_s(), self.answered, 0.0
         reading.add_done_callback(lambda _: self._wake.set())
         while not reading.done():
             began_s = self._clock.now_s()
@@ -212,15 +213,16 @@ class KeepAlive:
             if quiet_s >= limit_s:
                 self._suspect(line)
                 return False
-            if self._leader_known_in != self._client.raft_term and began_s >= opened_at_s + _SETTLED_S:
+            if self._at_leader_in != self._client.raft_term and began_s >= looked_at_s + _SETTLED_S:
+                looked_at_s = began_s
                 await self._approach_leader()
-                if self._client.member != line.member:
+                if self._at_leader_in and self._client.member != line.member:
                     return True
         return False
 
     async def _approach_leader(self) -> None:
-        await self._client.approach_leader()
-        self._leader_known_in = self._client.raft_term
+        found = await self._client.approach_leader()
+        self._at_leader_in = self._client.raft_term if found else 0
 
     def _suspect(self, line: _Line) -> None:
         """The member is silent, or blocked by the lease that it serves at present: neither is to come next."""
