@@ -28,6 +28,7 @@ class Faults:
     def __init__(self, system: System) -> None:
         self._system = system
         self._count = 0
+        self._mending: asyncio.Task[None] | None = None
         self._acts: dict[str, Callable[[Action], Awaitable[None] | None]] = {
             "start": self._start,
             "kill": self._kill,
@@ -52,7 +53,7 @@ class Faults:
             "move etcd leader": self._move_leader,
             "member kill": self._member_kill,
             "member pause": self._member_pause,
-            "member restart": lambda _: system.mend(),
+            "member restart": lambda _: self._restarted(),
             "member resume": lambda _: system.mend(),
             "quorum loss": self._quorum_loss,
             "quiet": lambda _: system.settle(),
@@ -190,6 +191,16 @@ class Faults:
         for member in (await self._members(action.who))[:2]:
             self._disturb("kill", member, unwell=True)
             member.kill()
+        self._mending = asyncio.create_task(self._mend_after(action.more["for_s"]))
+
+    async def _mend_after(self, for_s: float) -> None:
+        """By the clock, since without a quorum whatever else is planned takes longer."""
+        await asyncio.sleep(for_s)
+        await self._system.mend()
+
+    async def _restarted(self) -> None:
+        mending, self._mending = self._mending, None
+        await (mending or self._system.mend())
 
     def _disturb(self, how: str, member: Member, *, unwell: bool) -> None:
         self._system.note(What.DISTURBED, member.name, how=how, unwell=unwell)

@@ -245,7 +245,7 @@ async def running(folder: Path, settings: Settings, collect_options: Sequence[st
     write_settings(folder, settings)
     facts, revisions = Journal(folder / FACTS), Journal(folder / REVISIONS)
     async with await EtcdCluster.start(data_dir=folder / "etcd") as cluster:
-        config = EtcdConfig(cluster.endpoints)
+        config = EtcdConfig(cluster.endpoints, call_timeout_s=2.0)
         async with EtcdClient(config) as client, EtcdClient(config) as watching:
             observer = Observer(watching, revisions)
             starter = Starter(folder, cluster.endpoints, settings, tuple(collect_options))
