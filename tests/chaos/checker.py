@@ -42,7 +42,10 @@ def _whole(world: World, revision: Revision) -> Iterator[Violation]:
     if revision.number != world.revision + 1:
         yield Violation("history", revision.number, "", f"it follows on revision {world.revision}")
     for change in revision.changes:
-        if change.before != world.stored.get(change.key):
+        known = world.stored.get(change.key)
+        contradicts = change.before is not None and change.before != known
+        created = known.created if known else revision.number
+        if contradicts or (known is None if change.after is None else change.after.created != created):
             yield Violation("history", revision.number, "", f"{change.key!r} was not what the history says")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from election.agent_records import Tombstone
@@ -128,12 +128,15 @@ def outcomes(history: History) -> Iterator[tuple[Step, World]]:
     """Each revision with the world as it is right after it."""
     world = World(Keyspace(history.settings.namespace))
     for revision in history.revisions:
+        step = _step(world, revision)
         world.step(revision)
-        yield _step(world, revision), world
+        yield step, world
 
 
 def _step(world: World, revision: Revision) -> Step:
-    return Step(revision, tuple((world.keyspace.parse(change.key), change) for change in revision.changes))
+    """The revision, with what the world holds before it: etcd leaves that out now and then, after a restart."""
+    changes = (replace(change, before=world.stored.get(change.key)) for change in revision.changes)
+    return Step(revision, tuple((world.keyspace.parse(change.key), change) for change in changes))
 
 
 def object_of(value: bytes) -> dict[str, Any]:
