@@ -76,10 +76,10 @@ def _may_be_left(history: History) -> int:
     """How many leases for tombstones may have none.
 
     A collector grants one before it reaps. It cannot give it back when it is killed in between, and must not when it
-    does not know whether etcd has put the tombstone.
+    does not know whether etcd has put the tombstone, as after a pause that has cost it its term.
     """
-    killed = sum(fact.what == What.COLLECTOR_KILLED for fact in history.facts)
-    return killed + sum(fact.what == What.DISTURBED and bool(fact.more["unwell"]) for fact in history.facts)
+    hurt = sum(fact.what in (What.COLLECTOR_KILLED, What.COLLECTOR_PAUSED) for fact in history.facts)
+    return hurt + sum(fact.what == What.DISTURBED and bool(fact.more["unwell"]) for fact in history.facts)
 
 
 @click.command()

@@ -292,7 +292,7 @@ async def test_a_lease_that_has_expired_blocks_nobody_else(store: Store) -> None
 
     async with asyncio.TaskGroup() as group:
         running = [group.create_task(keepalive.run()), group.create_task(listen())]
-        others = [keepalive.add(await grant(store.client, ttl_s=4, margin_s=1.0, renew_s=0.5)) for _ in range(20)]
+        others = [keepalive.add(await grant(store.client, ttl_s=6, margin_s=1.0, renew_s=0.5)) for _ in range(20)]
         for delay_s in (0.01, 0.1, 0.3):
             stuck = keepalive.add(await grant(store.client, ttl_s=3, margin_s=1.0, renew_s=1.0))
             granted_at_s, stuck.deadline_s = CLOCK.now_s(), float("inf")

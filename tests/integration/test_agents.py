@@ -553,7 +553,7 @@ async def test_what_changes_while_it_is_reaped_is_read_again(
         for agent in meddle:
             await leave_state(store, agent, one="1", two="2")
         await leave_state(store, "untouched", one="1")
-        monkeypatch.setattr("election.collector.sweep.read", read_and_meddle)
+        monkeypatch.setattr("election.collector.batches.read", read_and_meddle)
         running = await stack.enter_async_context(collecting(store, "c1"))
         await asyncio.wait_for(meddled.wait(), 20)
         assert collected(await tombstone(other, "untouched")) == {"one": b"1"}

@@ -494,6 +494,17 @@ async def test_a_takeover_evicts_whom_it_has_seen_and_nobody_else() -> None:
 
 
 @virtual
+async def test_without_takeover_a_second_is_refused() -> None:
+    """The holder lives on, and the lease of the one that was refused is given back."""
+    here = world()
+    async with here.machine() as one, here.machine() as two, agent_on(one) as old:
+        first = old.check()
+        with pytest.raises(AgentExists):
+            await agent_on(two).__aenter__()
+        assert (old.check(), alive(here.etcd), leases(here.etcd)) == (first, first.incarnation, 1)
+
+
+@virtual
 async def test_taking_over_from_nobody_is_just_registering() -> None:
     async with world().machine() as machine:
         calls = calls_of(machine)
