@@ -26,7 +26,6 @@ RENEWING_GOAL = 0.9
 MEMORY_GOAL_MB = 300.0
 
 _TURNS = ("bare", "agents", "agents", "bare")
-_RENEWALS_PER_AGENT = 2
 _LONGEST_S = 900.0
 
 
@@ -41,7 +40,7 @@ async def measure(cluster: EtcdCluster, number: int, tell: Callable[[str], None]
         tell(f"agents: {what}, {turn + 1} of {len(_TURNS)}")
         registered[what].append(await _run(cluster, what, number, namespace=f"bench-{turn}"))
     tell("agents: renewals")
-    renewed = await _run(cluster, "renewals", number * _RENEWALS_PER_AGENT, namespace="bench")
+    renewed = await _run(cluster, "renewals", number, namespace="bench")
     if lost := sum(each["lost"] for each in registered["agents"]):
         raise BenchFailed(f"{lost:g} agents were lost although nothing happened to them")
     living = registered["agents"]

@@ -19,7 +19,7 @@ from typing import Any
 
 import grpc.aio
 
-from election import Store
+from election import Agent, Store
 from election.config import AgentConfig
 from election.dev.child import connect_from_environment
 from election.etcd import methods
@@ -28,7 +28,7 @@ from election.etcd.lease import Lease
 from election.pb.etcd import rpc_pb2 as rpc
 
 CONCURRENCY = 64
-RENEWAL_ROUNDS = 5
+RENEWAL_ROUNDS = 12
 _WINDOW = 512
 _RENEWED_LEASES = 2_000
 _LONG_TTL_S = 600
@@ -75,8 +75,12 @@ async def bare(store: Store, number: int) -> dict[str, float]:
 async def agents(store: Store, number: int) -> dict[str, float]:
     """As many agents, each by `async with store.agent(...)`; they live for two TTLs."""
     before_mb = resident_mb()
-    made = [store.agent(f"agent-{each}") for each in range(number)]
-    per_s = await many(number, lambda each: made[each].__aenter__())
+    made: list[Agent] = []
+
+    async def register(each: int) -> None:
+        made.append(await store.agent(f"agent-{each}").__aenter__())
+
+    per_s = await many(number, register)
     lives = [agent.registration for agent in made]
     cpu_s, began_s = time.process_time(), time.monotonic()
     await asyncio.sleep(2 * AgentConfig().ttl_s)
