@@ -56,8 +56,8 @@ def own_files() -> list[str]:
     return sorted(path.name for path in Path("/proc/self/fd").iterdir())
 
 
-def has_children() -> bool:
-    return bool(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+def children() -> set[str]:
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
 async def until(holds: Callable[[], bool | int], timeout_s: float = 20.0) -> None:
@@ -336,7 +336,7 @@ async def test_nothing_is_left_of_many_programs() -> None:
             await over(program)
 
     await one()
-    before = own_files()
+    before, others = own_files(), children()
     await asyncio.gather(*(one() for _ in range(10)))
     await until(lambda: len(own_files()) <= len(before))
-    await until(lambda: not has_children())
+    await until(lambda: children() <= others)
