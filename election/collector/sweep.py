@@ -63,6 +63,7 @@ class Sweep:
             tell=published.set,
         )
         self._pace = Pace(config.rate_per_s, client.clock)
+        self._mind_at_s = float("-inf")
         self._done = False
         self._first: set[Suspect] | None = None
 
@@ -87,7 +88,7 @@ class Sweep:
         try:
             while True:
                 observer.changed.clear()
-                may_reap = observer.ready and await self._warden.mind()
+                may_reap = observer.ready and await self._mind()
                 if may_reap:
                     self._begin(reaping)
                 if self._once and observer.ready and not reaping and self._is_done():
@@ -101,6 +102,14 @@ class Sweep:
                 task.cancel()
             if reaping:
                 await asyncio.wait(reaping)
+
+    async def _mind(self) -> bool:
+        """Minds the breaker, once in a turn: to count thousands takes longer than to reap a batch of them."""
+        if self._clock.now_s() >= self._mind_at_s:
+            minded = await self._warden.mind()
+            self._mind_at_s = self._clock.now_s() + _TURN_S if minded else float("-inf")
+            return minded
+        return True
 
     async def _wait(self, reaping: set[asyncio.Task[None]], *, may_reap: bool) -> None:
         """Until something has changed, something is due, or a batch is done; raises what ended the batch."""
