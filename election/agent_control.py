@@ -108,7 +108,7 @@ async def remains(client: EtcdClient, keyspace: Keyspace, agent: str) -> Remains
     for entry in entries:
         if entry.key == REGISTRATION:
             record = AgentRecord.decode(agent, entry.value)
-            incarnation = record.incarnation or entry.mod_revision
+            incarnation = record.incarnation_at(entry.mod_revision)
     return Remains(agent, incarnation, record, entries, bool(marks), answer.header.revision)
 
 
@@ -163,10 +163,11 @@ async def await_reap(
         await _void(client, asked.request.agent, asked.lease)
     found = []
     for kv in (await client.list(keyspace.tombstones(asked.request.agent))).kvs:
-        match keyspace.parse(kv.key):
-            case TombstoneKey(agent, incarnation, part) if incarnation == asked.request.incarnation:
-                if kv.mod_revision > asked.revision:
-                    found.append(Tombstone.decode(agent, incarnation, kv.value, part=part))
+        key = keyspace.parse(kv.key)
+        if not isinstance(key, TombstoneKey) or key.incarnation != asked.request.incarnation:
+            continue
+        if kv.mod_revision > asked.revision:
+            found.append(Tombstone.of(key, kv.value))
     return tuple(sorted(found, key=lambda tombstone: tombstone.part))
 
 

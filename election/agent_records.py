@@ -16,6 +16,7 @@ from typing import Any
 from election import fields
 from election.errors import RecordTooLarge
 from election.fields import Labels, text_of
+from election.keys import TombstoneKey
 from election.pb.etcd.kv_pb2 import KeyValue
 from election.records import CANDIDATE_LIMIT
 from election.token import Token
@@ -38,6 +39,10 @@ class AgentRecord:
     registered_at: datetime | None = None
     left_at: datetime | None = None
     incarnation: int = 0
+
+    def incarnation_at(self, revision: int) -> int:
+        """The incarnation of the agent in whose state this record was written at a revision."""
+        return self.incarnation or revision
 
     def document(self) -> dict[str, Any]:
         """The record as a JSON object."""
@@ -151,6 +156,11 @@ class Tombstone:
         if self.agent_record is not None:
             data["agent"] = self.agent_record.document()
         return fields.COMPACT.encode(data).encode("utf-8", "surrogatepass")
+
+    @classmethod
+    def of(cls, key: TombstoneKey, value: bytes) -> Tombstone:
+        """The tombstone that a stored key stands for; an empty one when the value is not ours."""
+        return cls.decode(key.agent, key.incarnation, value, part=key.part)
 
     @classmethod
     def decode(cls, agent: str, incarnation: int, value: bytes, *, part: int = 0) -> Tombstone:

@@ -110,9 +110,7 @@ def _collected(keyspace: Keyspace, agent: str, buried: list[KeyValue], incarnati
     # Where two tombstones of one incarnation have the same key, it was restored and collected again: the newer counts.
     buried.sort(key=lambda kv: kv.mod_revision)
     tombstones = [
-        Tombstone.decode(agent, key.incarnation, kv.value, part=key.part)
-        for kv in buried
-        if isinstance(key := keyspace.parse(kv.key), TombstoneKey)
+        Tombstone.of(key, kv.value) for kv in buried if isinstance(key := keyspace.parse(kv.key), TombstoneKey)
     ]
     known = sorted({tombstone.incarnation for tombstone in tombstones})
     if not known:

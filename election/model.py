@@ -66,7 +66,7 @@ class _Known:
             return self.alive.incarnation, self.alive.lease, self.alive.record
         if self.stored:
             record = self.registered or AgentRecord(id)
-            return record.incarnation or self.stored.get(REGISTRATION, 0), 0, record
+            return record.incarnation_at(self.stored.get(REGISTRATION, 0)), 0, record
         newest = max(self.kept.values(), key=lambda kept: kept.revision)
         return newest.key.incarnation, 0, newest.record or AgentRecord(id)
 
@@ -101,8 +101,8 @@ class Model:
                     known.registered = AgentRecord.decode(agent, kv.value)
             case DrainingKey():
                 known.draining = True
-            case TombstoneKey(agent, incarnation, part):
-                tombstone = Tombstone.decode(agent, incarnation, kv.value, part=part)
+            case TombstoneKey():
+                tombstone = Tombstone.of(key, kv.value)
                 kept = Kept(key, kv.mod_revision, len(kv.value), tombstone.agent_record)
                 known.kept[key] = kept
                 self._kept.pop(key, None)

@@ -52,13 +52,12 @@ async def read_tombstones(
     for batch in _batches(wanted):
         keys = [keyspace.tombstone(each.key.agent, each.key.incarnation, each.key.part) for each in batch]
         answer = await client.txn([], [txn.get(key) for key in keys], repeat=Repeat.SAFE)  # it only reads
-        found = []
-        for each, response in zip(batch, answer.responses, strict=True):
-            for kv in response.response_range.kvs:
-                if kv.mod_revision == each.revision:
-                    key = each.key
-                    found.append((each, Tombstone.decode(key.agent, key.incarnation, kv.value, part=key.part)))
-        yield found
+        yield [
+            (each, Tombstone.of(each.key, kv.value))
+            for each, response in zip(batch, answer.responses, strict=True)
+            for kv in response.response_range.kvs
+            if kv.mod_revision == each.revision
+        ]
 
 
 def _batches(wanted: Iterable[Kept]) -> Iterator[list[Kept]]:

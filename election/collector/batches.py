@@ -70,10 +70,14 @@ class Batches:
         pending = dict.fromkeys(suspects)
         sent: Sequence[Burial] = ()
         try:
-            burials = [burial for each in await self._read(suspects) if (burial := await self._plan(each, pending))]
+            burials = []
+            for remains in await self._read(suspects):
+                if (burial := await self._plan(remains)) is None:
+                    del pending[remains.suspect]
+                else:
+                    burials.append(burial)
             for sent in packed(burials):
-                if self._term is None:
-                    continue
+                assert self._term is not None  # a rehearsal plans nothing
                 fates = await reap(
                     self._client, self._term, self._planner, sent, retention=self._retention, breaker=breaker
                 )
@@ -95,39 +99,33 @@ class Batches:
             await read_alone(self._client, self._keyspace, suspect) for suspect in suspects if suspect.alone
         ]
 
-    async def _plan(self, remains: Remains, pending: dict[Suspect, None]) -> Burial | None:
-        """The burial of a suspect that there is something to do for, and that can be done now."""
+    async def _plan(self, remains: Remains) -> Burial | None:
+        """What to do for a suspect; None where nothing can be done now, and then it is settled, or due again."""
         suspect, now = remains.suspect, self._client.clock.wall()
         if (unsure := suspect.unsure) is not None:
             suspect.unsure = None
             if TombstoneKey(unsure.agent, unsure.incarnation, unsure.part) in remains.parts:
                 self._tell(Reaped(unsure))
         if remains.is_of_another:
-            del pending[suspect]
             self._suspect_anew(remains)
             return None
         if self._term is None:
             everything = await read_all(self._client, remains) if remains.more else remains
-            del pending[suspect]  # it stays taken
-            self.given_up.add(suspect)
+            self.given_up.add(suspect)  # it stays taken
             if everything.values or everything.registration:
                 self._tell(WouldReap(self._planner.tombstone(everything, everything.values, now)))
             return None
         try:
             burial = self._planner.plan(remains, now)
         except TooMuch:
-            burial = None
-            del pending[suspect]
             suspect.alone = True
             self._later([suspect], 0.0)
+            return None
         except EtcdError as error:
-            burial = None
-            del pending[suspect]
             self._fail([suspect], (), error)
-        else:
-            if burial is None:
-                del pending[suspect]
-                self._suspects.settle(suspect)
+            return None
+        if burial is None:
+            self._suspects.settle(suspect)
         return burial
 
     def _suspect_anew(self, remains: Remains) -> None:

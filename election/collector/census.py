@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from election.agent_records import AgentRecord
 from election.collector.suspects import Suspect
 from election.errors import Compacted
 from election.etcd.client import EtcdClient, Repeat
+from election.etcd.listing import list_pages
 from election.etcd.txn import get, names
 from election.fields import printable
 from election.keys import REGISTRATION, AliveKey, Keyspace, StateKey, range_end
@@ -17,7 +19,6 @@ from election.pb.etcd import rpc_pb2 as rpc
 MOST_SUSPECTS = 60
 """How many agents are looked at in one transaction, which etcd lets have 128 operations."""
 
-_PAGE = 5_000
 _FOREIGN_SHOWN = 20
 
 
@@ -33,20 +34,15 @@ async def stored(client: EtcdClient, keyspace: Keyspace, revision: int) -> Store
     """Who has state at a revision: names only, page by page; raises Compacted when it takes too long."""
     agents: set[str] = set()
     foreign: list[str] = []
-    begin, end = keyspace.state_prefix, range_end(keyspace.state_prefix)
-    while True:
-        page = await client.range(
-            rpc.RangeRequest(key=begin, range_end=end, limit=_PAGE, revision=revision, keys_only=True)
-        )
-        for kv in page.kvs:
-            key = keyspace.parse(kv.key)
-            if isinstance(key, StateKey):
-                agents.add(key.agent)
-            elif len(foreign) < _FOREIGN_SHOWN:
-                foreign.append(printable(kv.key))
-        if not page.more:
-            return Stored(frozenset(agents), tuple(foreign))
-        begin = page.kvs[-1].key + b"\0"
+    async with aclosing(list_pages(client, keyspace.state_prefix, keys_only=True, revision=revision)) as pages:
+        async for page in pages:
+            for kv in page.kvs:
+                key = keyspace.parse(kv.key)
+                if isinstance(key, StateKey):
+                    agents.add(key.agent)
+                elif len(foreign) < _FOREIGN_SHOWN:
+                    foreign.append(printable(kv.key))
+    return Stored(frozenset(agents), tuple(foreign))
 
 
 async def when_gone(
@@ -87,7 +83,7 @@ async def look(client: EtcdClient, keyspace: Keyspace, gone: Mapping[str, int]) 
             written_at = registration[0].mod_revision if registration else 0
             suspects[agent] = Suspect(
                 agent,
-                record.incarnation or written_at,
+                record.incarnation_at(written_at),
                 max(gone[agent], written_at),
                 since_s=0.0,
                 due_at_s=0.0,

@@ -21,9 +21,9 @@ MOST_KEYS = 100
 class Remains:
     """What a suspect has left, as one answer of etcd showed it at `revision`.
 
-    `values` are the keys of its state, `more` says that there are others behind them, and `foreign` that there are
-    keys between them that are not of a state. `parts` are the tombstones that are kept of it, which are known only of
-    suspects that were read alone.
+    `values` are the keys of its state, `record` is what its registration says, `more` says that there are others behind
+    them, and `foreign` that there are keys between them that are not of a state. `parts` are the tombstones that are
+    kept of it, which are known only of suspects that were read alone.
     """
 
     suspect: Suspect
@@ -31,21 +31,17 @@ class Remains:
     revision: int
     values: Sequence[KeyValue]
     registration: KeyValue | None
+    record: AgentRecord | None
     foreign: bool
     more: bool
     parts: frozenset[TombstoneKey] = frozenset()
 
     @property
-    def record(self) -> AgentRecord | None:
-        """What the agent said of itself."""
-        return AgentRecord.decode(self.suspect.agent, self.registration.value) if self.registration else None
-
-    @property
     def incarnation(self) -> int:
         """Whose state it is; 0 of an agent that never registered."""
-        if self.registration is None or (record := self.record) is None:
+        if self.registration is None or self.record is None:
             return 0
-        return record.incarnation or self.registration.mod_revision
+        return self.record.incarnation_at(self.registration.mod_revision)
 
     @property
     def is_of_another(self) -> bool:
@@ -79,11 +75,8 @@ async def read_alone(client: EtcdClient, keyspace: Keyspace, suspect: Suspect) -
     )
     state, registration, tombstones = (response.response_range for response in answer.responses)
     parsed = (keyspace.parse(kv.key) for kv in tombstones.kvs)
-    return replace(
-        _remains(suspect, prefix, answer.header.revision, state),
-        registration=registration.kvs[0] if registration.kvs else None,
-        parts=frozenset(key for key in parsed if isinstance(key, TombstoneKey)),
-    )
+    found = _remains(suspect, prefix, answer.header.revision, state, next(iter(registration.kvs), None))
+    return replace(found, parts=frozenset(key for key in parsed if isinstance(key, TombstoneKey)))
 
 
 async def read_all(client: EtcdClient, remains: Remains) -> Remains:
@@ -98,8 +91,14 @@ def _first(prefix: bytes) -> rpc.RequestOp:
     return rpc.RequestOp(request_range=rpc.RangeRequest(key=prefix, range_end=range_end(prefix), limit=MOST_KEYS))
 
 
-def _remains(suspect: Suspect, prefix: bytes, revision: int, answer: rpc.RangeResponse) -> Remains:
-    registration = None
+def _remains(
+    suspect: Suspect,
+    prefix: bytes,
+    revision: int,
+    answer: rpc.RangeResponse,
+    registration: KeyValue | None = None,
+) -> Remains:
+    """What an answer shows; the registration is given where it may be behind what was read."""
     foreign = False
     values = []
     for kv in answer.kvs:
@@ -110,4 +109,5 @@ def _remains(suspect: Suspect, prefix: bytes, revision: int, answer: rpc.RangeRe
             values.append(kv)
         else:
             foreign = True
-    return Remains(suspect, prefix, revision, values, registration, foreign, answer.more)
+    record = AgentRecord.decode(suspect.agent, registration.value) if registration is not None else None
+    return Remains(suspect, prefix, revision, values, registration, record, foreign, answer.more)

@@ -39,20 +39,24 @@ async def list_all(client: EtcdClient, prefix: bytes, *, keys_only: bool = False
 async def _list(client: EtcdClient, prefix: bytes, keys_only: bool) -> rpc.RangeResponse:
     header: rpc.ResponseHeader | None = None
     kvs: list[kv.KeyValue] = []
-    async with aclosing(_pages(client, prefix, keys_only)) as pages:
+    async with aclosing(list_pages(client, prefix, keys_only=keys_only)) as pages:
         async for page in pages:
             header = header or page.header
             kvs += page.kvs
     return rpc.RangeResponse(header=header, kvs=sorted(kvs, key=lambda found: found.create_revision), count=len(kvs))
 
 
-async def _pages(client: EtcdClient, prefix: bytes, keys_only: bool) -> AsyncGenerator[rpc.RangeResponse]:
-    """The keys by name, all as they were at the first page's revision.
+async def list_pages(
+    client: EtcdClient, prefix: bytes, *, keys_only: bool = False, revision: int = 0
+) -> AsyncGenerator[rpc.RangeResponse]:
+    """The keys by name, all as they were at a revision: that of the first page, linearizably, where none is given.
+
+    Raises Compacted when etcd compacts that revision meanwhile.
 
     How large values are is known only when they are there. So pages begin small and grow; one that is too large, or
     that takes too long, is asked for again in smaller ones.
     """
-    key, revision, limit = prefix, 0, _FIRST_PAGE_KEYS
+    key, limit = prefix, _FIRST_PAGE_KEYS
     while True:
         request = rpc.RangeRequest(
             key=key, range_end=range_end(prefix), revision=revision, limit=limit, keys_only=keys_only
