@@ -123,7 +123,7 @@ class Client:
         """The agents that fit, by id."""
         if not chosen.states:  # a request that names no state asks for those that are not reaped
             return Answer((), (await self.agents()).source)
-        request = agent_messages.filter_message(chosen)
+        request = _request(agent_messages.filter_message, chosen=chosen)
         answer = await self._answer(lambda server: server.agents.ListAgents, request)
         return Answer(tuple(map(agent_messages.agent_from, answer.agents)), messages.source_from(answer.view))
 

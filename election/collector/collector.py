@@ -74,9 +74,10 @@ class Collector:
             done = await self._sweep(term, once=once).run()
 
         try:
-            await self.candidate.lead(work, once=once, reraise=once)
-            while once and not (done or self._left):
-                await self.candidate.lead(work, once=True, reraise=True)
+            while True:
+                await self.candidate.lead(work, once=once, reraise=once)
+                if not once or done or self._left:
+                    return
         finally:
             await self._retention.release()
 
