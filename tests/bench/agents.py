@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
 from election.dev.etcd import EtcdCluster
-from election.dev.parent import bound_to_this_process
-from tests.bench.contender import ROOT, BenchFailed
+from tests.bench.contender import BenchFailed
+from tests.bench.process import process
 from tests.bench.samples import Bound, Figure, Measured
 
 REGISTERING_GOAL = 0.8
@@ -75,25 +73,11 @@ def _median(values: Sequence[float] | Any) -> float:
 
 async def _run(cluster: EtcdCluster, what: str, number: int, *, namespace: str) -> Any:
     """Runs `tests.bench.fleet` to its end; returns what it says."""
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("ELECTION_")},
-        "ELECTION_ENDPOINTS": ",".join(cluster.endpoints),
-        "ELECTION_NAMESPACE": namespace,
-    }
-    process = await asyncio.create_subprocess_exec(
-        *bound_to_this_process([sys.executable, "-m", "tests.bench.fleet", what, str(number)]),
-        stdout=asyncio.subprocess.PIPE,
-        env=environment,
-        cwd=ROOT,
-    )
-    try:
-        said, _ = await asyncio.wait_for(process.communicate(), _LONGEST_S)
-    except TimeoutError:
-        raise BenchFailed(f"{what}: not done after {_LONGEST_S:g} s") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        raise BenchFailed(f"{what}: the process ended with {process.returncode}")
+    async with process(cluster, namespace, "tests.bench.fleet", what, str(number)) as made:
+        try:
+            said, _ = await asyncio.wait_for(made.communicate(), _LONGEST_S)
+        except TimeoutError:
+            raise BenchFailed(f"{what}: not done after {_LONGEST_S:g} s") from None
+    if made.returncode:
+        raise BenchFailed(f"{what}: the process ended with {made.returncode}")
     return json.loads(said)

@@ -9,10 +9,8 @@ import asyncio
 import os
 import random
 import signal
-import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -22,14 +20,14 @@ from election.backoff import Backoff
 from election.collector import Reaped
 from election.config import EtcdConfig
 from election.dev.etcd import EtcdCluster
-from election.dev.parent import bound_to_this_process
 from election.etcd import txn
 from election.etcd.client import EtcdClient
 from election.etcd.watch import Changes, follow
 from election.keys import REGISTRATION, Keyspace
 from election.pb.etcd import rpc_pb2 as rpc
 from election.pb.etcd.kv_pb2 import Event
-from tests.bench.contender import ROOT, BenchFailed
+from tests.bench.contender import BenchFailed
+from tests.bench.process import process
 from tests.bench.samples import Bound, Figure, Measured
 
 REAPING_GOAL = 0.8
@@ -81,14 +79,14 @@ async def measure_idle(cluster: EtcdCluster, tell: Callable[[str], None]) -> Mea
         namespace = f"idle-{agents}"
         async with (
             connect(cluster.endpoints, namespace=namespace) as store,
-            _process(cluster, namespace, "election.cli", "collect", "--reconcile", "3600") as process,
+            process(cluster, namespace, "election.cli", "collect", "--reconcile", "3600") as made,
         ):
             tell(f"idle: {agents} agents")
             await _fill(store, agents, alive=True)
             await asyncio.sleep(5)
-            began_s = _cpu_s(process.pid)
+            began_s = _cpu_s(made.pid)
             await asyncio.sleep(_IDLE_S)
-            numbers.append((f"{agents:,} agents: CPU ms per s", (_cpu_s(process.pid) - began_s) / _IDLE_S * 1e3))
+            numbers.append((f"{agents:,} agents: CPU ms per s", (_cpu_s(made.pid) - began_s) / _IDLE_S * 1e3))
     return Measured("idle: a collector between two reconciles", numbers=tuple(numbers))
 
 
@@ -164,9 +162,9 @@ async def _die(cluster: EtcdCluster, agents: int, tell: Callable[[str], None]) -
     namespace = "die"
     tell(f"reaping: {agents} agents register, and die")
     async with connect(cluster.endpoints, namespace=namespace) as store:
-        async with _process(cluster, namespace, "tests.bench.crowd", str(agents), str(_TTL_S), "1") as process:
-            assert process.stdout is not None
-            while (line := await process.stdout.readline()) != b"registered\n":
+        async with process(cluster, namespace, "tests.bench.crowd", str(agents), str(_TTL_S), "1") as made:
+            assert made.stdout is not None
+            while (line := await made.stdout.readline()) != b"registered\n":
                 if not line:
                     raise BenchFailed("the agents could not register")
             config = CollectorConfig(grace_s=0, breaker=None)
@@ -176,7 +174,7 @@ async def _die(cluster: EtcdCluster, agents: int, tell: Callable[[str], None]) -
             while not collector.candidate.is_leader:
                 await asyncio.sleep(0.05)
             await asyncio.sleep(2)
-            process.send_signal(signal.SIGKILL)
+            made.send_signal(signal.SIGKILL)
         expiring = asyncio.create_task(_last_expired_s(cluster, namespace, agents))
         reaped, last_s = 0, 0.0
         async for event in events:
@@ -204,25 +202,6 @@ async def _last_expired_s(cluster: EtcdCluster, namespace: str, agents: int) -> 
 async def _end(leave: Callable[[], None], running: asyncio.Task[None]) -> None:
     leave()
     await running
-
-
-@asynccontextmanager
-async def _process(
-    cluster: EtcdCluster, namespace: str, module: str, *arguments: str
-) -> AsyncGenerator[asyncio.subprocess.Process]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ELECTION_")}
-    process = await asyncio.create_subprocess_exec(
-        *bound_to_this_process([sys.executable, "-m", module, *arguments]),
-        env={**environment, "ELECTION_ENDPOINTS": ",".join(cluster.endpoints), "ELECTION_NAMESPACE": namespace},
-        stdout=asyncio.subprocess.PIPE,
-        cwd=ROOT,
-    )
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            process.terminate()
-        await process.wait()
 
 
 def _cpu_s(pid: int) -> float:
