@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,7 +23,7 @@ import pytest
 from rich.cells import cell_len
 
 from election.agent_records import AgentRecord
-from election.config import EtcdConfig, TlsConfig
+from election.config import TlsConfig
 from election.dev.etcd import EtcdCluster, find_binary
 from election.dev.parent import bound_to_this_process
 from election.dev.ports import free_ports
@@ -204,33 +204,6 @@ class Cli:
             pytest.fail(f"election {' '.join(arguments)} runs on although nobody reads what it says")
         assert process.returncode is not None
         return process.returncode, err.decode()
-
-
-@pytest.fixture
-def cli(single_etcd: EtcdCluster, namespace: str, tmp_path: Path) -> Iterator[Cli]:
-    """Commands for the shared etcd and this test's namespace."""
-    with Cli(tmp_path, ELECTION_ENDPOINTS=single_etcd.endpoints[0], ELECTION_NAMESPACE=namespace) as made:
-        yield made
-
-
-@pytest.fixture
-def lone(tmp_path: Path) -> Iterator[Cli]:
-    """Commands without an etcd."""
-    with Cli(tmp_path, ELECTION_ENDPOINTS=NOWHERE) as made:
-        yield made
-
-
-@pytest.fixture
-async def etcd(single_etcd: EtcdCluster) -> AsyncIterator[EtcdClient]:
-    """A client of the shared etcd, to see what the commands have done."""
-    async with EtcdClient(EtcdConfig(single_etcd.endpoints)) as client:
-        yield client
-
-
-@pytest.fixture
-def keys(namespace: str) -> Keyspace:
-    """The keys of this test's namespace."""
-    return Keyspace(namespace)
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,6 @@ from rich.cells import cell_len
 
 from election.agent_records import AgentRecord, StateEntry, Tombstone
 from election.agent_restore import restore
-from election.config import EtcdConfig
-from election.dev.etcd import EtcdCluster
 from election.etcd.client import EtcdClient
 from election.keys import REGISTRATION, Keyspace
 from election.token import Token
@@ -29,33 +27,6 @@ BINARY = b"\xff\x00\xfe"
 TTL_S = 4
 LATE_S = 3.0
 """etcd looks for expired leases twice a second, and on a busy machine it takes time until we are told."""
-
-
-@pytest.fixture
-def cli(single_etcd: EtcdCluster, namespace: str, tmp_path: Path) -> Iterator[Cli]:
-    """Commands for the shared etcd and this test's namespace."""
-    with Cli(tmp_path, ELECTION_ENDPOINTS=single_etcd.endpoints[0], ELECTION_NAMESPACE=namespace) as made:
-        yield made
-
-
-@pytest.fixture
-def lone(tmp_path: Path) -> Iterator[Cli]:
-    """Commands without an etcd."""
-    with Cli(tmp_path, ELECTION_ENDPOINTS=NOWHERE) as made:
-        yield made
-
-
-@pytest.fixture
-async def etcd(single_etcd: EtcdCluster) -> AsyncIterator[EtcdClient]:
-    """A client of the shared etcd, to see what the commands have done."""
-    async with EtcdClient(EtcdConfig(single_etcd.endpoints)) as client:
-        yield client
-
-
-@pytest.fixture
-def keys(namespace: str) -> Keyspace:
-    """The keys of this test's namespace."""
-    return Keyspace(namespace)
 
 
 async def leave_behind(etcd: EtcdClient, keys: Keyspace, id: str, values: Mapping[str, bytes]) -> int:
