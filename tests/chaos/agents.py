@@ -14,12 +14,13 @@ from typing import Any
 
 import click
 
+from election.drill import rounds
+from election.drill.figures import Report, print_report
+from election.drill.history import Settings
+from election.drill.observer import HistoryLost
+from election.drill.system import DrillFailed
 from election.errors import ElectionError
-from tests.chaos import breaker, rounds
-from tests.chaos.history import Settings
-from tests.chaos.observer import HistoryLost
-from tests.chaos.report import Report, print_report
-from tests.chaos.system import DrillFailed
+from tests.chaos import breaker
 
 _AGENTS, _CROWD = 30, 100
 _QUIET_EVERY = 50
@@ -41,7 +42,7 @@ def main(scenario: str, count: int, agents: int | None, seed: int | None, path: 
     """Hurts agents, collectors and a 3-member etcd that it starts itself, and checks what became of them.
 
     `rounds` does one random fault after another; `breaker` lets half of all agents vanish at once. It exits with 1 when
-    a promise was broken, and says where the history is: `python -m tests.chaos.checker` judges it again.
+    a promise was broken, and says where the history is: `python -m election.drill.checker.judge` judges it again.
     """
     seed = secrets.randbits(32) if seed is None else seed
     _tell(f"seed {seed}")

@@ -17,10 +17,10 @@ from typing import Any
 from election import dial
 from election.breaker import Breaker, BreakerReason
 from election.dev.ports import free_ports
-from tests.chaos.history import Settings
-from tests.chaos.replay import object_of
-from tests.chaos.report import Report
-from tests.chaos.system import DrillFailed, System, running
+from election.drill.checker.replay import object_of
+from election.drill.figures import Report
+from election.drill.history import Settings
+from election.drill.system import DrillFailed, System, running
 
 PROCESSES = 4
 """Half of them are killed."""

@@ -10,14 +10,14 @@ from typing import Any
 
 from election.agent_records import AgentRecord, StateEntry, Tombstone
 from election.breaker import Breaker, BreakerReason
+from election.drill.checker.deadlines import KILLED
+from election.drill.checker.health import What
+from election.drill.checker.judge import FINAL
+from election.drill.history import Change, Fact, History, Revision, Said, Settings, Stored
+from election.drill.workload.agent import PROCESS
 from election.keys import REGISTRATION, Keyspace
 from election.records import CandidateRecord
 from election.token import Token
-from tests.chaos.agent import PROCESS
-from tests.chaos.checker import FINAL
-from tests.chaos.deadlines import KILLED
-from tests.chaos.health import What
-from tests.chaos.history import Change, Fact, History, Revision, Said, Settings, Stored
 
 SETTINGS = Settings("drill", seed=0, ttl_s=3, grace_s=2, reconcile_s=5)
 KEYS = Keyspace(SETTINGS.namespace)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import breaker, rounds
-from tests.chaos.history import Settings
+from election.drill import rounds
+from election.drill.history import Settings
+from tests.chaos import breaker
 
 pytestmark = pytest.mark.etcd
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from election.agent_records import AgentRecord, StateEntry
+from election.drill.checker.deadlines import collected, stale_times
+from election.drill.checker.health import What, well
+from election.drill.checker.judge import check
+from election.drill.checker.writes import EVICTS
+from election.drill.history import FACTS, REVISIONS, SETTINGS, Change, History, Journal, Revision, write_settings
 from election.keys import REGISTRATION
 from election.token import Token
-from tests.chaos.checker import check
-from tests.chaos.deadlines import collected, stale_times
-from tests.chaos.health import What, well
-from tests.chaos.history import FACTS, REVISIONS, SETTINGS, Change, History, Journal, Revision, write_settings
 from tests.chaos.story import KEYS, Story
 from tests.chaos.story import SETTINGS as TOLD
-from tests.chaos.writes import EVICTS
 
 STATUS = KEYS.state("w1", "status")
 

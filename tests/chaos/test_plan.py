@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.chaos.plan import Action, plan
+from election.drill.plan import Action, plan
 
 AGENTS = [f"w{number}" for number in range(1, 31)]
 

@@ -29,11 +29,11 @@ from election.agent_records import AgentRecord
 from election.clock import BootClock
 from election.dev.etcd import EtcdCluster
 from election.dev.parent import bound_to_this_process
+from election.drill.relay import Relay
 from election.etcd.keepalive import _TURN_S, KeepAlive
 from election.etcd.lease import grant
 from election.keys import REGISTRATION
 from election.registration import Registration
-from tests.integration.relay import Relay
 
 pytestmark = pytest.mark.etcd
 

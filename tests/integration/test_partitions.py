@@ -12,11 +12,12 @@ import pytest
 
 from election import CandidateConfig, LossReason, NotLeader, Store, ViewStale, connect
 from election.dev.etcd import EtcdCluster, Member
+from election.drill.peers import Peers, partitionable_cluster
+from election.drill.relay import Link, Relay
 from election.leadership import Campaigning, Leaving, Renewed
 from election.machine import Transition
 from election.records import Candidate as Queued
 from election.views import View
-from tests.integration.peers import Peers, partitionable_cluster
 from tests.integration.ran import (
     CLOCK,
     ELECTION,
@@ -33,7 +34,6 @@ from tests.integration.ran import (
     until,
     until_true,
 )
-from tests.integration.relay import Link, Relay
 from tests.integration.rivals import followers, rivals, use
 
 pytestmark = pytest.mark.etcd

@@ -63,14 +63,15 @@ ORDER = (
     "supervisor",
     "telemetry",
     "dev",
+    "drill",
     "cli",
 )
 """From what everything may use to what nothing may use."""
 
 ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "keepalive", "listing", "watch")
 OPTIONAL = {
-    "click": {"cli"},
-    "rich": {"cli", "dev"},
+    "click": {"cli", "drill"},
+    "rich": {"cli", "dev", "drill"},
     "opentelemetry": {"telemetry"},
     "prometheus_client": {"telemetry"},
     "grpc_health": {"server"},

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-REVISIONS, FACTS, SETTINGS, AGENTS = "revisions.jsonl", "facts.jsonl", "settings.json", "agents"
+REVISIONS, LATER, FACTS, SETTINGS = "revisions.jsonl", "later.jsonl", "facts.jsonl", "settings.json"
+AGENTS, PROCESSES = "agents", "processes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,18 @@ class Settings:
     grace_s: float
     reconcile_s: float
     slack_s: float = 5.0
+    etcd: str = ""
+    election: str = "drill"
+    candidate_ttl_s: float = 3.0
+    members: int = 3
+
+    @property
+    def takeover_bound_s(self) -> float:
+        """From when all is healed until somebody must lead.
+
+        A lease may have its whole TTL and an election timeout of etcd before it, a lost attempt another one.
+        """
+        return 2 * self.candidate_ttl_s + self.slack_s
 
     @property
     def bound_s(self) -> float:
@@ -103,22 +116,31 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Everything, in order: revisions by number, facts and lines by time."""
+    """Everything, in order: revisions by number, facts and lines by time.
+
+    `revisions` go from the first one until etcd is set back, if it is; `later` are those after that, beginning with
+    one that has all that etcd held then. `said` is by agents, `told` by all other processes.
+    """
 
     settings: Settings
     revisions: tuple[Revision, ...]
     facts: tuple[Fact, ...] = ()
     said: tuple[Said, ...] = ()
+    told: tuple[Fact, ...] = ()
+    later: tuple[Revision, ...] = ()
 
     @classmethod
     def load(cls, folder: Path) -> History:
         """Reads what a drill has left in a folder."""
         said = (Said(**json.loads(line)) for path in (folder / AGENTS).glob("*.jsonl") for line in _lines(path))
+        told = (Fact(**json.loads(line)) for path in (folder / PROCESSES).glob("*.jsonl") for line in _lines(path))
         return cls(
             Settings(**json.loads((folder / SETTINGS).read_text())),
             tuple(Revision.decode(line) for line in _lines(folder / REVISIONS)),
             tuple(Fact(**json.loads(line)) for line in _lines(folder / FACTS)),
             tuple(sorted(said, key=lambda each: each.at_s)),
+            tuple(sorted(told, key=lambda each: each.at_s)),
+            tuple(Revision.decode(line) for line in _lines(folder / LATER)) if (folder / LATER).exists() else (),
         )
 
 

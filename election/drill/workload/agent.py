@@ -1,4 +1,4 @@
-"""`python -m tests.chaos.agent ID...`: agents that store values until SIGTERM, and write down what they believe.
+"""Agents that store values until SIGTERM, and write down what they believe.
 
 Each value says by whom it was written, as which incarnation, and when: so what etcd holds can be checked against who
 may have written it. There is a line before each act that etcd would not tell of, and one after.
@@ -18,9 +18,12 @@ from typing import Any
 
 import click
 
-from election import Agent, AgentConfig, AgentExists, AgentLost, EtcdError, Store, connect
+from election.agents import Agent
 from election.clock import BootClock
-from tests.chaos.history import Journal, Said
+from election.config import AgentConfig
+from election.drill.history import Journal, Said
+from election.errors import AgentExists, AgentLost, EtcdError
+from election.store import Store, connect
 
 _CLOCK = BootClock()
 _TICK_S = (0.4, 1.2)
@@ -68,8 +71,10 @@ class Worker:
             await asyncio.sleep(self.rng.uniform(*_TICK_S) * self.pace)
 
     def believe(self) -> None:
-        """Asks again and again whether it is alive, from a thread of its own: in a process that was stopped, it may
-        well ask before anything else has run."""
+        """Asks again and again whether it is alive.
+
+        From a thread of its own: in a process that was stopped, it may well ask before anything else has run.
+        """
         while not self.over.wait(_BELIEF_S * self.pace):
             at_s = _CLOCK.now_s()
             with suppress(AgentLost):

@@ -12,12 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from election.drill.checker.deadlines import KILLED, collected, stale_times
+from election.drill.checker.health import well
+from election.drill.checker.judge import check
+from election.drill.checker.violation import Violation
+from election.drill.history import History, Settings
 from tests.bench.samples import Samples
-from tests.chaos.checker import check
-from tests.chaos.deadlines import KILLED, collected, stale_times
-from tests.chaos.health import well
-from tests.chaos.history import History, Settings
-from tests.chaos.violation import Violation
 
 
 @dataclass(frozen=True, slots=True)

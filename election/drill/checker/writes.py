@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from election.agent_records import AgentRecord
+from election.drill.checker.replay import Step, World, object_of
+from election.drill.checker.violation import Violation
+from election.drill.history import Change, History, Said, Stored
+from election.drill.workload.agent import PROCESS
 from election.keys import REGISTRATION
-from tests.chaos.agent import PROCESS
-from tests.chaos.history import Change, History, Said, Stored
-from tests.chaos.replay import Step, World, object_of
-from tests.chaos.violation import Violation
 
 STRANGER = "stranger"
 """Who writes the values that the drill puts by hand."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tests.chaos.history import Fact, History
-from tests.chaos.replay import outcomes
+from election.drill.checker.replay import outcomes
+from election.drill.history import Fact, History
 
 
 class What:

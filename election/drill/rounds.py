@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.chaos.faults import Faults
-from tests.chaos.history import Settings
-from tests.chaos.plan import COLLECTORS, plan
-from tests.chaos.report import Report
-from tests.chaos.system import running
+from election.drill.faults.old import Faults
+from election.drill.figures import Report
+from election.drill.history import Settings
+from election.drill.plan import COLLECTORS, plan
+from election.drill.system import running
 
 COLLECT_OPTIONS = ("--breaker-agents", "3", "--breaker-share", "0.9", "--breaker-hold", "10")
 """Of random deaths the breaker is to hear only when nearly everybody vanishes, as when etcd was away for long."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from election.dev.parent import bound_to_this_process
-from tests.chaos.history import AGENTS, Settings
+from election.drill.history import AGENTS, Settings
 
 ROOT = Path(__file__).parents[2]
 _POLL_S = 0.02
@@ -82,7 +82,7 @@ class Starter:
     def agents(self, name: str, ids: Iterable[str], *options: str) -> Process:
         """One process that is all these agents; its name tells it from all others that have been one of them."""
         return self._python(
-            "tests.chaos.agent",
+            "election.drill.workload.agent",
             name,
             *(*ids, "--process", name, "--journal", str(self.folder / AGENTS / f"{name}.jsonl")),
             *(*self._etcd, "--ttl", f"{self.settings.ttl_s:g}", *options),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from election.drill.checker.replay import Step, World, object_of
+from election.drill.checker.violation import Violation
+from election.drill.checker.writes import process_of
+from election.drill.history import History, Said
 from election.keys import REGISTRATION
-from tests.chaos.history import History, Said
-from tests.chaos.replay import Step, World, object_of
-from tests.chaos.violation import Violation
-from tests.chaos.writes import process_of
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Judges the history of a drill: `python -m tests.chaos.checker FOLDER` does so again with one that was kept."""
+"""Judges the history of a drill."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 import click
 
+from election.drill.checker.deadlines import overdue
+from election.drill.checker.health import What
+from election.drill.checker.kept import Kept
+from election.drill.checker.reaps import Reaps
+from election.drill.checker.replay import World, replay
+from election.drill.checker.violation import Violation
+from election.drill.checker.writes import Writes
+from election.drill.history import History, Revision
 from election.keys import AliveKey, CandidateKey, DrainingKey, Keyspace, ReapRequestKey, StateKey, TombstoneKey
-from tests.chaos.deadlines import overdue
-from tests.chaos.health import What
-from tests.chaos.history import History, Revision
-from tests.chaos.kept import Kept
-from tests.chaos.reaps import Reaps
-from tests.chaos.replay import World, replay
-from tests.chaos.violation import Violation
-from tests.chaos.writes import Writes
 
 FINAL = "final"
 """The fact that tells, after all have left, every lease that etcd holds, and its keys."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from election.dev.etcd import EtcdCluster, Member
 from election.dev.ports import free_ports
-from tests.integration.relay import HOST, Link, Relay, Way
+from election.drill.relay import HOST, Link, Relay, Way
 
 
 class Peers:

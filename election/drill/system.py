@@ -14,17 +14,17 @@ from typing import Any
 from election.agent_control import REQUEST_TTL_S
 from election.config import EtcdConfig
 from election.dev.etcd import EtcdCluster
+from election.drill.checker.deadlines import KILLED
+from election.drill.checker.health import What
+from election.drill.checker.judge import FINAL
+from election.drill.checker.replay import World, object_of
+from election.drill.checker.writes import STARTED
+from election.drill.history import FACTS, REVISIONS, Fact, Journal, Settings, write_settings
+from election.drill.observer import HistoryLost, Observer
+from election.drill.processes import Process, Starter
 from election.errors import EtcdError
 from election.etcd.client import EtcdClient
 from election.keys import COLLECTOR_ELECTION, Keyspace, ReapRequestKey, StateKey
-from tests.chaos.checker import FINAL
-from tests.chaos.deadlines import KILLED
-from tests.chaos.health import What
-from tests.chaos.history import FACTS, REVISIONS, Fact, Journal, Settings, write_settings
-from tests.chaos.observer import HistoryLost, Observer
-from tests.chaos.processes import Process, Starter
-from tests.chaos.replay import World, object_of
-from tests.chaos.writes import STARTED
 
 _PROBE_S = 0.25
 _POLL_S = 0.05

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from election.agent_records import AgentRecord, StateEntry, Tombstone
+from election.drill.checker.replay import Step, World
+from election.drill.checker.violation import Violation
+from election.drill.history import Change, Settings
 from election.keys import REGISTRATION, ReapRequestKey
-from tests.chaos.history import Change, Settings
-from tests.chaos.replay import Step, World
-from tests.chaos.violation import Violation
 
 
 @dataclass

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from election.agent_records import Tombstone
+from election.drill.history import Change, History, Revision, Stored
 from election.keys import (
     COLLECTOR_ELECTION,
     AliveKey,
@@ -18,7 +19,6 @@ from election.keys import (
     TombstoneKey,
 )
 from election.records import CandidateRecord
-from tests.chaos.history import Change, History, Revision, Stored
 
 
 @dataclass

@@ -35,6 +35,7 @@ class Way:
 
     @property
     def held(self) -> bool:
+        """Whether nothing arrives."""
         return not self._flows.is_set()
 
     async def passed(self) -> None:

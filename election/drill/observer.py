@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from itertools import groupby
 
+from election.drill.history import Change, Journal, Revision, Stored
 from election.etcd import methods
 from election.etcd.client import EtcdClient
 from election.etcd.transport import RpcFailed, Stream
 from election.pb.etcd import kv_pb2 as kv
 from election.pb.etcd import rpc_pb2 as rpc
-from tests.chaos.history import Change, Journal, Revision, Stored
 
 _SILENT_S = 2.0
 _RETRY_S = 0.1

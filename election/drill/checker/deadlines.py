@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tests.chaos.health import Interval, well
-from tests.chaos.history import History
-from tests.chaos.replay import outcomes
-from tests.chaos.violation import Violation
-from tests.chaos.writes import process_of
+from election.drill.checker.health import Interval, well
+from election.drill.checker.replay import outcomes
+from election.drill.checker.violation import Violation
+from election.drill.checker.writes import process_of
+from election.drill.history import History
 
 KILLED = "agent killed"
 

@@ -11,15 +11,15 @@ from contextlib import suppress
 from election.agent_control import ask_to_reap, drain
 from election.config import EtcdConfig
 from election.dev.etcd import Member
+from election.drill.checker.health import What
+from election.drill.checker.writes import EVICTS, STRANGER
+from election.drill.plan import Action
+from election.drill.processes import Process
+from election.drill.system import System
 from election.errors import ElectionError, EtcdError
 from election.etcd import methods, txn
 from election.etcd.client import EtcdClient
 from election.pb.etcd import rpc_pb2 as rpc
-from tests.chaos.health import What
-from tests.chaos.plan import Action
-from tests.chaos.processes import Process
-from tests.chaos.system import System
-from tests.chaos.writes import EVICTS, STRANGER
 
 
 class Faults:

@@ -1,0 +1,1 @@
+"""Judges the history of a drill, and nothing else."""

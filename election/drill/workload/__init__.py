@@ -1,0 +1,1 @@
+"""The programs that run in a drill, and write down what they believe."""
