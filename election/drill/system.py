@@ -14,9 +14,9 @@ from typing import Any
 from election.agent_control import REQUEST_TTL_S
 from election.config import EtcdConfig
 from election.dev.etcd import EtcdCluster
+from election.drill.checker.agents import FINAL
 from election.drill.checker.deadlines import KILLED
 from election.drill.checker.health import What
-from election.drill.checker.judge import FINAL
 from election.drill.checker.replay import World, object_of
 from election.drill.checker.writes import STARTED
 from election.drill.history import FACTS, REVISIONS, Fact, Journal, Settings, write_settings

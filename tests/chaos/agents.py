@@ -42,7 +42,7 @@ def main(scenario: str, count: int, agents: int | None, seed: int | None, path: 
     """Hurts agents, collectors and a 3-member etcd that it starts itself, and checks what became of them.
 
     `rounds` does one random fault after another; `breaker` lets half of all agents vanish at once. It exits with 1 when
-    a promise was broken, and says where the history is: `python -m election.drill.checker.judge` judges it again.
+    a promise was broken, and says where the history is: `python -m election.drill.checker` judges it again.
     """
     seed = secrets.randbits(32) if seed is None else seed
     _tell(f"seed {seed}")
