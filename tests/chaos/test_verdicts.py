@@ -323,7 +323,7 @@ def test_what_the_register_of_etcd_says_is_what_its_revisions_say() -> None:
     """Two sources that disagree are a violation."""
     story = two(ETCD)
     story.content[ETCD].reverse()
-    violated(story, NO_WRITE_LOST, "what etcd's revisions do not tell")
+    violated(story, NO_WRITE_LOST, "other writes than etcd's revisions tell")
 
 
 def test_a_register_without_content_is_a_hole() -> None:
