@@ -65,6 +65,7 @@ class Figures:
 
     settings: Settings
     verdicts: Sequence[Verdict]
+    began_at_s: float
     took_s: float
     kinds: Sequence[Kind]
     terms: int
@@ -85,6 +86,7 @@ class Figures:
         return cls(
             settings=history.settings,
             verdicts=tuple(verdicts),
+            began_at_s=began_at_s,
             took_s=ended_at_s - began_at_s,
             kinds=_kinds(history, vacant),
             terms=len(told),

@@ -40,7 +40,7 @@
       else if (style === "paused") out.push(bar(a, b, top + 1, height - 2, style, whole));
       else {
         out.push(bar(a, b, top + 2, thin ? height - 3 : height - (each.kind === "leader" ? 3 : 10), style, whole));
-        if (!thin) out.push(label(a, b, top + 14, name, "on"));
+        if (!thin) out.push(label(a, b, top + (each.kind === "leader" ? 16 : 14), name, "on"));
       }
     }
     const last = {};
@@ -68,17 +68,18 @@
     const places = data.lanes.map((each) => { const y = bottom; bottom += HEIGHTS[each.kind] || 16; return y; });
     const every = step((to - from) / (width() / 110)), digits = every < 1 ? 2 : 0;
     const out = ['<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect width="2" height="6" fill="#39424c" opacity=".75"/></pattern></defs>'];
-    for (let s = Math.ceil(from / every) * every; s <= to; s += every) {
+    for (let s = Math.ceil(from / every) * every; x(s) < width() - 40; s += every) {
       out.push(`<line class="axis" x1="${x(s)}" x2="${x(s)}" y1="${AXIS - 4}" y2="${bottom}"/><text x="${x(s) + 3}" y="12" class="name">${clock(s, digits)}</text>`);
     }
     places.forEach((y) => out.push(`<line class="split" x1="0" x2="${width()}" y1="${y}" y2="${y}"/>`));
-    for (const [a, b, row, name, on, number] of data.faults) {
-      if (!between(a, b)) continue;
+    data.faults.forEach(([a, b, row, name, on, number], index) => {
+      if (!between(a, b)) return;
       const hint = `fault ${number}: ${name}${on ? " on " + on : ""}\n${clock(a, 3)} to ${clock(b, 3)}, ${lasted(b - a)}`;
       out.push(bar(a, b, top, bottom - top, "fault", hint, `style="fill:${fill(name, 45)}"`));
       out.push(bar(a, b, AXIS + row * ROW, ROW - 2, "fault-name", hint, `style="fill:${fill(name, 42)}"`));
-      out.push(label(a, b, AXIS + row * ROW + 10, name, "on") || label(a, b, AXIS + row * ROW + 10, String(number), "on"));
-    }
+      const next = data.faults.find((each, later) => later > index && each[2] === row), y = AXIS + row * ROW + 10;
+      out.push(label(a, b, y, name, "on") || label(b, next ? next[0] : END, y, name, "name") || label(a, b, y, String(number), "on"));
+    });
     data.lanes.forEach((each, number) => {
       out.push(lane(each, places[number], HEIGHTS[each.kind] || 16));
       if (each.kind !== "leader") return;
@@ -106,7 +107,7 @@
     const wide = width(), px = (s) => LEFT + (s / END) * (wide - LEFT - RIGHT), out = [];
     const rect = (a, b, y, high, style, extra) => `<rect x="${px(a).toFixed(1)}" y="${y}" width="${Math.max(px(b) - px(a), 0.8).toFixed(1)}" height="${high}" class="${style}" ${extra || ""}/>`;
     const every = step(END / (wide / 110));
-    for (let s = 0; s <= END; s += every) out.push(`<line class="axis" x1="${px(s)}" x2="${px(s)}" y1="4" y2="76"/><text x="${px(s) + 3}" y="12" class="name">${clock(s, 0)}</text>`);
+    for (let s = 0; px(s) < wide - 40; s += every) out.push(`<line class="axis" x1="${px(s)}" x2="${px(s)}" y1="4" y2="76"/><text x="${px(s) + 3}" y="12" class="name">${clock(s, 0)}</text>`);
     ["faults", "leader", "nobody leads"].forEach((name, row) => out.push(`<text x="6" y="${28 + row * 17}" class="name">${name}</text>`));
     for (const [a, b, row, name] of data.faults) out.push(rect(a, b, 17 + (13 * row) / rows, Math.max(13 / rows, 2), "fault-name", `style="fill:${fill(name, 45)}"`));
     for (const [a, b, style] of data.lanes[0].bars) out.push(rect(a, b, 34, 13, style));
@@ -189,7 +190,7 @@
   });
   detail.addEventListener("mouseleave", () => { tip.hidden = true; });
 
-  if (data.end > 300) look(0, 300); else draw();
+  if (data.end > 240) look(0, 180); else draw();
   if (data.violations.length) visit(data.violations[0][0], Math.min(60, END));
   follow();
 })();

@@ -11,8 +11,9 @@ import jinja2
 
 from election.drill.checker import State, Verdict
 from election.drill.history import History
-from election.drill.report.figures import Figures, span
+from election.drill.report.figures import Figures
 from election.drill.report.picture import Picture
+from election.drill.report.moments import moment, seconds
 from election.drill.report.spread import Spread
 
 _BINS = 24
@@ -36,7 +37,6 @@ def page(history: History, verdicts: Sequence[Verdict]) -> str:
     )
     environment.filters["seconds"] = seconds
     environment.filters["moment"] = moment
-    began_at_s, _ = span(history)
     return environment.get_template("page.html").render(
         figures=figures,
         spread=figures.takeovers,
@@ -44,20 +44,9 @@ def page(history: History, verdicts: Sequence[Verdict]) -> str:
         slowest=sorted(figures.vacancies, key=lambda each: -each.lasted_s)[:20],
         histograms={kind.fault: histogram(kind.takeovers, figures.takeovers) for kind in figures.kinds},
         whole=histogram(figures.takeovers, figures.takeovers),
-        began_at_s=began_at_s,
         picture=Picture(history, verdicts).document(),
         states={State.HELD: "✓", State.VIOLATED: "✗", State.UNKNOWN: "?"},
     )
-
-
-def seconds(duration_s: float) -> str:
-    """A duration for people."""
-    return f"{duration_s * 1000:.0f} ms" if duration_s < 0.995 else f"{duration_s:.2f} s"
-
-
-def moment(at_s: float) -> str:
-    """A time since the drill began, as minutes and seconds."""
-    return f"{int(at_s // 60)}:{at_s % 60:06.3f}"
 
 
 def histogram(spread: Spread, of: Spread) -> list[dict[str, Any]]:

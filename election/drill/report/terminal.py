@@ -6,8 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from election.drill.checker import State
+from election.drill.checker import State, Violation
 from election.drill.report.figures import Figures
+from election.drill.report.moments import moment
 from election.drill.report.spread import Spread
 
 _STYLES = {State.HELD: "green", State.VIOLATED: "bold red", State.UNKNOWN: "yellow"}
@@ -42,7 +43,7 @@ def _print_verdicts(figures: Figures, console: Console) -> None:
     console.print(table)
     for verdict in figures.verdicts:
         for violation in verdict.violations[:_MOST]:
-            console.print(Text(f"VIOLATION {violation}", "red"))
+            console.print(Text(f"VIOLATION {_where(violation, figures.began_at_s)}: {violation.text}", "red"))
         if len(verdict.violations) > _MOST:
             console.print(Text(f"and {len(verdict.violations) - _MOST:,} more of {verdict.invariant!r}", "red"))
 
@@ -85,6 +86,12 @@ def _print_counts(figures: Figures, console: Console) -> None:
         bound_s = figures.settings.bound_s
         console.print(f"From when all was well until the dead were reaped, {number} times, bound {bound_s:g} s:")
         console.print(f"{'':9} p50 / p99 / max {' / '.join(times_s)} s")
+
+
+def _where(violation: Violation, began_at_s: float) -> str:
+    revision = f", revision {violation.revision}" if violation.revision else ""
+    agent = f", agent {violation.agent}" if violation.agent else ""
+    return f"{violation.rule}, {moment(violation.at_s - began_at_s)}{revision}{agent}"
 
 
 def _table(*columns: str) -> Table:
