@@ -12,8 +12,8 @@ import jinja2
 from election.drill.checker import State, Verdict
 from election.drill.history import History
 from election.drill.report.figures import Figures
-from election.drill.report.picture import Picture
 from election.drill.report.moments import moment, seconds
+from election.drill.report.picture import Picture
 from election.drill.report.spread import Spread
 
 _BINS = 24
