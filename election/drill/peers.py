@@ -61,15 +61,23 @@ class Peers:
 
 
 @asynccontextmanager
-async def partitionable_cluster(folder: Path) -> AsyncIterator[tuple[EtcdCluster, Peers]]:
-    """Three members that dial each other through relays in this event loop."""
-    ports = free_ports(3, HOST)
+async def partitionable_cluster(
+    folder: Path, *, members: int = 3, extra_args: Sequence[str] = ()
+) -> AsyncIterator[tuple[EtcdCluster, Peers]]:
+    """Members that dial each other through relays in this event loop; their data and logs go into the folder."""
+    ports = free_ports(members, HOST)
     peers = Peers(ports)
     async with AsyncExitStack() as stack:
         for relay in peers.relays:
             await stack.enter_async_context(relay)
         advertised = [relay.port for relay in peers.relays]
-        cluster = await EtcdCluster.start(data_dir=folder, peer_ports=ports, advertised_peer_ports=advertised)
+        cluster = await EtcdCluster.start(
+            data_dir=folder,
+            members=members,
+            peer_ports=ports,
+            advertised_peer_ports=advertised,
+            extra_args=extra_args,
+        )
         stack.callback(cluster.kill)
         peers.members = cluster.members
         for relay in peers.relays:

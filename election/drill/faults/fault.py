@@ -33,6 +33,8 @@ class Stage(Protocol):
 
     site: Site
     keyspace: Keyspace
+    election: str
+    """The election of the orchestrators."""
     rng: random.Random
     """Decides everything that the fault leaves to chance."""
 
