@@ -39,6 +39,12 @@ class Site:
     clients: dict[str, list[Relay]] = field(default_factory=dict)
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
+    @property
+    def config(self) -> EtcdConfig:
+        """That of `control`."""
+        user, password = self.cluster.credentials or (None, None)
+        return EtcdConfig(self.cluster.endpoints, call_timeout_s=_CALL_S, user=user, password=password)
+
     async def endpoints_for(self, name: str) -> tuple[str, ...]:
         """Where the process of this name finds the members: at links of its own, which stay until the site closes."""
         if name not in self.clients:

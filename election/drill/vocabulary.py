@@ -24,8 +24,14 @@ class Done(StrEnum):
     """The fault has been taken back, and what it was done to runs again: `number`."""
     ALL_HEALED = "all healed"
     """No fault is in effect, and etcd answers; until the next `injected` the system has to get well."""
+    SETTLED = "settled"
+    """The time to get well is over: faults go on, or the drill ends."""
     STARTED = "process started"
-    """`who`: the process. `role`: orchestrator, blocking orchestrator, agent, collector, server, register, reader."""
+    """`who`: the process. `role`: orchestrator, blocking orchestrator, agent, collector, server, register, reader.
+    `slot`: the name that it shares with its predecessors, which is also a candidate's or an agent's id; a collector's
+    id is the process's name. `takeover`: an agent that may end the life of another one."""
+    ENDED = "process ended"
+    """Written after `who` was found to have ended, though nobody had told it to: `code`. It is started again."""
     KILLED = "process killed"
     """`who` gets SIGKILL."""
     GONE = "process gone"
@@ -48,7 +54,7 @@ class Done(StrEnum):
     """What a register holds at the end, in the order in which it was written: `who` (the register's name), `rows`: a
     list of [token, n, by]."""
     LEFT_OVER = "left over"
-    """Found after everything has ended: `what`: a list of texts, one for each thing that should not be there."""
+    """Found after everything has ended: `texts`: a list of texts, one for each thing that should not be there."""
 
 
 class Told(StrEnum):

@@ -18,7 +18,7 @@ from election.fencing.claim import Claim
 from election.token import Token
 
 ETCD, SQLITE, GRPC = "etcd", "sqlite", "grpc"
-ETCD_KEY = b"drill/register"
+ETCD_KEY = b"/election/register"
 """The key of the register in etcd: its rows are the values that it has had."""
 METHOD = "/drill.Register/Write"
 TIMEOUT_S = 1.0
