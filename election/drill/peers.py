@@ -43,8 +43,23 @@ class Peers:
         for other in self._others(member):
             self._ways[member.index, other].hold()
 
+    def part(self, one: int, other: int) -> None:
+        """Cuts what lies between two members, by their indexes."""
+        self._ways[one, other].hold()
+        self._ways[other, one].hold()
+
+    def parted(self, one: int, other: int) -> bool:
+        """Whether nothing gets through between two members, either way."""
+        return self._ways[one, other].held and self._ways[other, one].held
+
+    def slow(self, delay_s: float) -> None:
+        """Everything arrives at least this much later."""
+        for way in self._ways.values():
+            way.delay_s = delay_s
+
     def mend(self) -> None:
-        """Everybody hears everybody; what was held arrives late."""
+        """Everybody hears everybody, without delay; what was held arrives late."""
+        self.slow(0.0)
         for way in self._ways.values():
             way.release()
 

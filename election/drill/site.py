@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from election.config import EtcdConfig
-from election.dev.etcd import EtcdCluster
+from election.dev.etcd import EtcdCluster, Member
 from election.drill.peers import Peers, partitionable_cluster
 from election.drill.relay import Relay
 from election.etcd import methods
@@ -53,6 +53,10 @@ class Site:
                 await self._stack.enter_async_context(link)
             self.clients[name] = links
         return tuple(link.address for link in self.clients[name])
+
+    def client_of(self, member: Member) -> EtcdClient:
+        """A client of one member alone, past the links, with the rights of `control`; the caller closes it."""
+        return EtcdClient(replace(self.control.config, endpoints=(member.endpoint,)))
 
     async def heal(self) -> None:
         """Returns when all members run, reach each other and serve; the links of clients are left as they are.
