@@ -72,6 +72,8 @@ class Peers:
         dialler = _owner(self.members, dialled)
         if dialler is None:
             return None
+        if dialler.index == target:  # a member may ask itself for the cluster's version
+            return Link()
         return Link(self._ways[dialler.index, target], self._ways[target, dialler.index])
 
 
