@@ -12,9 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from election.drill.checker.agents import violations as check
 from election.drill.checker.deadlines import KILLED, collected, stale_times
 from election.drill.checker.health import well
-from election.drill.checker.judge import check
 from election.drill.checker.violation import Violation
 from election.drill.history import History, Settings
 from tests.bench.samples import Samples

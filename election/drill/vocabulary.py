@@ -60,6 +60,8 @@ class Done(StrEnum):
 class Told(StrEnum):
     """What the processes say: lines of `processes/NAME.jsonl`. `at_s` is from before they asked or did it."""
 
+    RUNS = "runs"
+    """The process runs: its first line. One that never says anything leaves a hole in the history."""
     TERM_BEGAN = "term began"
     """An orchestrator's work begins: `token`, `deadline_s`. `who`: the candidate's id."""
     DEADLINE = "deadline moved"

@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 from election.agent_records import AgentRecord, StateEntry, Tombstone
 from election.breaker import Breaker, BreakerReason
+from election.drill.checker.agents import FINAL
 from election.drill.checker.deadlines import KILLED
 from election.drill.checker.health import What
-from election.drill.checker.judge import FINAL
 from election.drill.history import Change, Fact, History, Revision, Said, Settings, Stored
 from election.drill.workload.agent import PROCESS
 from election.keys import REGISTRATION, Keyspace
@@ -57,7 +57,7 @@ class Story:
         """The last revision's number."""
         return self.revisions[-1].number if self.revisions else 1
 
-    def wait(self, for_s: float) -> Story:
+    def wait(self, for_s: float) -> Self:
         """Time goes by, in which etcd is read."""
         until_s = self.now_s + for_s
         while self.now_s < until_s - STEP_S:
@@ -72,18 +72,18 @@ class Story:
         self.fact(What.PROBED, ok=ok, ended_at_s=self.now_s + 0.001)
         self.now_s += 0.002
 
-    def fact(self, what: str, who: str = "", **more: Any) -> Story:
+    def fact(self, what: str, who: str = "", /, **more: Any) -> Self:
         """The drill notes something."""
         self.facts.append(Fact(self.now_s, what, who, more))
         return self
 
-    def say(self, what: str, agent: str, incarnation: int | None = None, *, key: str = "", at_s: float = 0) -> Story:
+    def say(self, what: str, agent: str, incarnation: int | None = None, *, key: str = "", at_s: float = 0) -> Self:
         """An agent's process writes a line."""
         number = self.incarnations.get(agent, 0) if incarnation is None else incarnation
         self.said.append(Said(at_s or self.now_s, what, agent, f"{agent}-1", number, key))
         return self
 
-    def do(self, *changes: tuple[bytes, bytes | None]) -> Story:
+    def do(self, *changes: tuple[bytes, bytes | None]) -> Self:
         """One revision: each key gets a value, or None is to delete it."""
         self.now_s += STEP_S
         number = self.revision + 1
@@ -101,7 +101,7 @@ class Story:
 
     # --- agents, collectors, reaps -----------------------------------------------------------------------------
 
-    def collector(self, id: str) -> Story:
+    def collector(self, id: str) -> Self:
         """A collector wins and proves it, after all that came before have gone."""
         old = [(key, None) for key in self.stored if key.startswith(KEYS.campaigns)]
         if old:
@@ -110,7 +110,7 @@ class Story:
         self.do((key, CandidateRecord(id).encode()))
         return self.do((key, replace(CandidateRecord(id), elected_at=_AT).encode()))
 
-    def register(self, agent: str, *, put_back: str = "") -> Story:
+    def register(self, agent: str, *, put_back: str = "") -> Self:
         """An agent registers; what it keeps under a key is put back."""
         record = AgentRecord(agent, labels={PROCESS: f"{agent}-1"}).encode()
         kept = [(KEYS.state(agent, put_back), self._kept[agent])] if put_back else []
@@ -123,31 +123,31 @@ class Story:
         by = {"by": f"{agent}-1", "incarnation": self.incarnations.get(agent, 0), "at_s": self.now_s}
         return json.dumps({**by, **other}).encode()
 
-    def write(self, agent: str, key: str = "status", **other: Any) -> Story:
+    def write(self, agent: str, key: str = "status", **other: Any) -> Self:
         """The agent writes a value, and is told so."""
         at_s, value = self.now_s, self.value(agent, **other)
         return self.do((KEYS.state(agent, key), value)).say("wrote", agent, key=key, at_s=at_s)
 
-    def keeps(self, agent: str) -> Story:
+    def keeps(self, agent: str) -> Self:
         """The agent writes a value that it keeps."""
         self._kept[agent] = self.value(agent)
         return self.say("keeps", agent, key="memory").write(agent, "memory")
 
-    def vanish(self, agent: str) -> Story:
+    def vanish(self, agent: str) -> Self:
         """Its lease ends."""
         return self.do((KEYS.alive(agent), None))
 
-    def lives(self, *agents: str) -> Story:
+    def lives(self, *agents: str) -> Self:
         """Agents that have registered and stored something."""
         for agent in agents:
             self.register(agent).write(agent)
         return self
 
-    def dies(self, agent: str) -> Story:
+    def dies(self, agent: str) -> Self:
         """It is killed, and its lease ends when its TTL is over."""
         return self.fact(KILLED, agent, process=f"{agent}-1").wait(SETTINGS.ttl_s).beat().vanish(agent)
 
-    def beat(self) -> Story:
+    def beat(self) -> Self:
         """Some other agent writes something, so that the time is known."""
         if "beat" not in self.incarnations:
             self.register("beat")
@@ -178,22 +178,22 @@ class Story:
 
     def reap(
         self, agent: str, tombstones: Sequence[Tombstone] | None = None, *, besides: Sequence[tuple[bytes, bytes]] = ()
-    ) -> Story:
+    ) -> Self:
         """Deletes the whole state, and puts the tombstones; the right one where none is given."""
         made = [self.tombstone(agent)] if tombstones is None else tombstones
         state = [(key, None) for key in self.stored if key.startswith(KEYS.states(agent))]
         put = [(KEYS.tombstone(agent, each.incarnation, each.part), each.encode()) for each in made]
         return self.do(*state, *put, *besides)
 
-    def leaves_without_state(self, agent: str) -> Story:
+    def leaves_without_state(self, agent: str) -> Self:
         """A clean leave."""
         state = [(key, None) for key in self.stored if key.startswith(KEYS.states(agent))]
         return self.say("leaves", agent).do((KEYS.alive(agent), None), *state)
 
-    def breaker(self, *, open: bool) -> Story:
+    def breaker(self, *, open: bool) -> Self:
         """Somebody opens or closes the breaker."""
         return self.do((KEYS.breaker, Breaker(open, BreakerReason.OPERATOR).encode()))
 
-    def ends(self, **leases: Sequence[str]) -> Story:
+    def ends(self, **leases: Sequence[str]) -> Self:
         """The drill is over, and these leases are left, with their keys."""
         return self.fact(FINAL, leases={lease: list(keys) for lease, keys in leases.items()})

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from election.agent_records import AgentRecord, StateEntry
+from election.drill.checker.agents import violations as check
 from election.drill.checker.deadlines import collected, stale_times
 from election.drill.checker.health import What, well
-from election.drill.checker.judge import check
 from election.drill.checker.writes import EVICTS
 from election.drill.history import FACTS, REVISIONS, SETTINGS, Change, History, Journal, Revision, write_settings
 from election.keys import REGISTRATION

@@ -79,7 +79,7 @@ def overdue(history: History) -> Iterator[Violation]:
         lay_s = max((_lay_s(stale, interval) for interval in intervals), default=0.0)
         if lay_s > bound_s:
             text = f"its state lay around for {lay_s:.1f} s while all was well; the bound is {bound_s:g} s"
-            yield Violation("overdue", stale.revision, stale.agent, text)
+            yield Violation("overdue", stale.revision, stale.agent, text, stale.began_at_s)
 
 
 def collected(history: History) -> list[Collected]:

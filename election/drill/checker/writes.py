@@ -128,4 +128,6 @@ def _ends(liveness: Change) -> bool:
 
 
 def _belief(revision: int, said: Said, text: str) -> Violation:
-    return Violation("belief", revision, said.agent, f"{said.process} as incarnation {said.incarnation} {text}")
+    return Violation(
+        "belief", revision, said.agent, f"{said.process} as incarnation {said.incarnation} {text}", said.at_s
+    )

@@ -1,0 +1,109 @@
+"""What readers were told of who leads, against what etcd held."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from election.drill.checker.eras import Terms, terms_in_etcd
+from election.drill.checker.harm import harms, times
+from election.drill.checker.verdict import Verdict
+from election.drill.checker.violation import Violation
+from election.drill.history import Fact, History
+from election.drill.vocabulary import Done, Told
+from election.token import Token
+
+READERS = "readers"
+_SLACK_S = 1.0
+"""An answer may be older than it says by the time that etcd's members need to tell each other."""
+_HURT_SLACK_S = 6.0
+"""The same when a member may have lost the others, or have stood still: see `election.reader.Source`."""
+
+
+def readings(history: History, holes: Sequence[str]) -> Verdict:
+    """The verdict on all answers, of all servers."""
+    told = [fact for fact in history.told if fact.what == Told.SAW]
+    found = [*_backwards(history, told), *_untrue(history, told), *_too_old(history, told)]
+    return Verdict.of(READERS, len(told), found, holes)
+
+
+def _backwards(history: History, told: Sequence[Fact]) -> Iterator[Violation]:
+    """A smaller token after a larger one: of one server, asked one after the other, or within one watch.
+
+    What a server knows begins anew when it is started, and when etcd is set back: nothing is compared across that.
+    """
+    set_back_s = times(history.facts, Done.SET_BACK)
+    starts_s: dict[str, list[float]] = defaultdict(list)
+    for fact in history.facts:
+        if fact.what == Done.STARTED:
+            starts_s[fact.who].append(fact.at_s)
+    highest: dict[tuple[object, ...], Fact] = {}
+    for fact in told:
+        if "token" not in fact.more:
+            continue
+        server, via = fact.more["server"], fact.more["via"]
+        breaks_s = (*set_back_s, *starts_s[server])
+        if any(fact.at_s <= break_s <= fact.more["ended_at_s"] for break_s in breaks_s):
+            continue
+        age = sum(break_s < fact.at_s for break_s in breaks_s)
+        of = fact.more["process"], server, via, fact.more.get("session", 0), age
+        before = highest.get(of)
+        if before is not None and _token(fact) < _token(before):
+            if via == "watch" or before.more["ended_at_s"] <= fact.at_s:
+                yield _violation(fact, f"told {fact.more['token']} after {before.more['token']}")
+        else:
+            highest[of] = fact
+
+
+def _untrue(history: History, told: Sequence[Fact]) -> Iterator[Violation]:
+    """What was told for a revision is not what etcd held there, or the token is that of no term."""
+    known = terms_in_etcd(history)
+    real = {token for terms in known for token in terms.known}
+    for fact in told:
+        token = _token(fact) if "token" in fact.more else None
+        there = [leading for terms in known if (leading := terms.at(fact.more["revision"])) is not None]
+        if there and all(
+            leading.token != token or (leading.candidate not in ("", fact.more.get("leader", ""))) for leading in there
+        ):
+            held = " or ".join(sorted({f"{each.candidate or 'nobody'} with {each.token}" for each in there}))
+            yield _violation(fact, f"told {_who(fact)} for revision {fact.more['revision']}, which had {held}")
+        elif not there and token is not None and token not in real and not _may_be_lost(token, known):
+            yield _violation(fact, f"told {_who(fact)}, which never led")
+
+
+def _may_be_lost(token: Token, known: Sequence[Terms]) -> bool:
+    """Whether the term may have begun where nobody has watched: right before etcd was set back, or at the end."""
+    return any(token.revision > terms.last for terms in known)
+
+
+def _too_old(history: History, told: Sequence[Fact]) -> Iterator[Violation]:
+    """A leader that was over, for longer than the answer says that it may be old. Of a watch nobody can tell that."""
+    over_at_s: dict[Token, float] = {}
+    for terms in terms_in_etcd(history):  # a term may be there again when etcd was set back
+        for token in terms.known:
+            over_at_s[token] = terms.over_at_s.get(token, float("inf"))
+    hurt = harms(history)
+    for fact in told:
+        if fact.more["via"] != "get" or "token" not in fact.more:
+            continue
+        of_s = fact.at_s - fact.more["age_s"]
+        late_s = of_s - over_at_s.get(_token(fact), float("inf"))
+        if late_s <= _SLACK_S:
+            continue
+        is_hurt = any(each.overlaps(of_s - _HURT_SLACK_S, fact.more["ended_at_s"]) for each in hurt)
+        if late_s > (_HURT_SLACK_S if is_hurt else _SLACK_S):
+            text = f"told {_who(fact)} as of {fact.more['age_s']:.3f} s ago, which was over for {late_s:.3f} s by then"
+            yield _violation(fact, text)
+
+
+def _token(fact: Fact) -> Token:
+    return Token.parse(fact.more["token"])
+
+
+def _who(fact: Fact) -> str:
+    return f"{fact.more.get('leader', '')} with {fact.more['token']}" if "token" in fact.more else "that nobody leads"
+
+
+def _violation(fact: Fact, text: str) -> Violation:
+    by = f"{fact.more['process']} was told by {fact.more['server']} ({fact.more['via']}): it has "
+    return Violation(READERS, 0, "", by + text, fact.at_s)
