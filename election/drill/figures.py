@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from election.drill.checker.agents import violations as check
-from election.drill.checker.deadlines import KILLED, collected, stale_times
+from election.drill.checker.deadlines import collected, stale_times
 from election.drill.checker.health import well
 from election.drill.checker.violation import Violation
 from election.drill.history import History, Settings
+from election.drill.vocabulary import Done
 from tests.bench.samples import Samples
 
 
@@ -52,7 +53,7 @@ class Report:
         counts = {
             "revisions": len(history.revisions),
             "starts of agents": sum(fact.what == "agent started" for fact in history.facts),
-            "of them ended by kill -9": sum(fact.what == KILLED for fact in history.facts),
+            "of them ended by kill -9": sum(fact.what == Done.KILLED for fact in history.facts),
             "incarnations": len({(each.agent, each.incarnation) for each in history.said if each.what == "registered"}),
             "times that state had no living agent": ends.total(),
             "of them reaped": ends["reaped"],

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from election.agent_control import REQUEST_TTL_S
-from election.drill.checker.judge import FINAL
 from election.drill.checker.replay import object_of
 from election.drill.faults.fault import Fault, Nobody
 from election.drill.faults.scene import Scene, Tally
@@ -157,7 +156,7 @@ class Runner:
             found = await client.lease_time_to_live(each.ID, keys=True)
             if found.TTL >= 0:
                 keys[f"{each.ID:x}"] = [key.decode("latin-1") for key in found.keys]
-        self.system.note(FINAL, leases=keys)
+        self.system.note(Done.LEASES, leases=keys)
 
     def _note_registers(self) -> None:
         folder, starter = self.system.site.folder, self.system.starter

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from election.dev.ports import free_ports
-from election.drill.checker.health import What
 from election.drill.history import FACTS, LATER, REVISIONS, Fact, Journal, Settings, write_settings
 from election.drill.observer import HistoryLost, Observer
 from election.drill.processes import Process, Starter
@@ -250,7 +249,7 @@ class System:
                 else:
                     ok = True
                 ended_at_s = client.clock.now_s()
-                self.facts.write(Fact(began_at_s, What.PROBED, more={"ok": ok, "ended_at_s": ended_at_s}))
+                self.facts.write(Fact(began_at_s, Done.PROBED, more={"ok": ok, "ended_at_s": ended_at_s}))
                 await asyncio.sleep(_PROBE_S)
 
     async def observe(self) -> None:
@@ -328,7 +327,7 @@ async def running(
                 )
                 try:
                     await system.observe()
-                    system.note(What.DISTURBED, how="start", unwell=False)
+                    system.note(Done.DISTURBED, how="start", unwell=False)
                     system.watch()
                     yield system
                 finally:

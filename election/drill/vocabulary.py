@@ -42,6 +42,12 @@ class Done(StrEnum):
     """`who` goes on. Written before."""
     LEAVES = "process leaves"
     """`who` gets SIGTERM."""
+    DISTURBED = "disturbed"
+    """Something is done to etcd, or to what lies before it: `unwell` says whether any of that still lasts."""
+    PROBED = "probed"
+    """etcd was read: `ok`, and `ended_at_s`."""
+    EVICTED = "agent evicted"
+    """A stranger is about to delete the liveness key of `who`, an agent: `incarnation`."""
     ROBBED = "candidate robbed"
     """A stranger is about to delete the key, or revoke the lease, of a candidate: `who` (its id), `token` (its key's
     create revision, with the epoch), `how`: key or lease."""
@@ -53,6 +59,8 @@ class Done(StrEnum):
     CONTENT = "register content"
     """What a register holds at the end, in the order in which it was written: `who` (the register's name), `rows`: a
     list of [token, n, by]."""
+    LEASES = "leases"
+    """Every lease that etcd holds after all processes have left: `leases`: a list of keys for each."""
     LEFT_OVER = "left over"
     """Found after everything has ended: `texts`: a list of texts, one for each thing that should not be there."""
 
@@ -78,7 +86,7 @@ class Told(StrEnum):
     WROTE = "wrote"
     """The register has confirmed it: `register`, `token`, `n`, `ended_at_s`; `at_s` is from before the write."""
     REFUSED = "refused"
-    """The register has refused the token, so that nothing was written: as WROTE, and `seen`, the larger token."""
+    """The register has refused the token, so that nothing was written: as WROTE, and `why`."""
     UNSURE = "unsure"
     """The write failed, and may or may not have been done: as WROTE, and `why`."""
     SAW = "saw"

@@ -36,7 +36,7 @@ def _backwards(history: History, told: Sequence[Fact]) -> Iterator[Violation]:
     starts_s: dict[str, list[float]] = defaultdict(list)
     for fact in history.facts:
         if fact.what == Done.STARTED:
-            starts_s[fact.who].append(fact.at_s)
+            starts_s[fact.more.get("slot", fact.who)].append(fact.at_s)
     highest: dict[tuple[object, ...], Fact] = {}
     for fact in told:
         if "token" not in fact.more:

@@ -8,10 +8,11 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
 from election.agent_control import ask_to_reap, drain, undrain
-from election.drill.checker.writes import EVICTS, STRANGER
+from election.drill.checker.writes import STRANGER
 from election.drill.faults.fault import Fault, Lane, Nobody
 from election.drill.faults.scene import Scene
 from election.drill.system import Role, Slot
+from election.drill.vocabulary import Done
 from election.errors import ElectionError, EtcdError
 from election.etcd import txn
 
@@ -122,7 +123,7 @@ async def _delete_liveness(scene: Scene, agent: str) -> None:
     liveness = scene.keyspace.alive(agent)
     held = scene.system.observer.stored.get(liveness)
     if held is not None:
-        scene.note(EVICTS, agent, incarnation=held.created)
+        scene.note(Done.EVICTED, agent, incarnation=held.created)
         with suppress(EtcdError):
             await scene.site.control.txn([txn.created_at(liveness, held.created)], [txn.delete(liveness)])
 

@@ -12,9 +12,8 @@ from election.drill.faults.network import NETWORK
 from election.drill.faults.processes import PROCESS_FAULTS
 from election.errors import ConfigError
 
-FAULTS: Mapping[str, Fault[Any]] = {
-    fault.name: fault for fault in (*MEMBERS, *NETWORK, *PROCESS_FAULTS, *AGENT_FAULTS)
-}
+_ALL: tuple[Fault[Any], ...] = (*MEMBERS, *NETWORK, *PROCESS_FAULTS, *AGENT_FAULTS)
+FAULTS: Mapping[str, Fault[Any]] = {fault.name: fault for fault in _ALL}
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "kill-orchestrator": ("kill-leader", "kill-candidate"),
     "pause-orchestrator": ("pause-leader", "pause-candidate"),

@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from election.drill.checker.health import What
 from election.drill.faults.fault import Fault, Lane
 from election.drill.site import Site
 from election.drill.system import System
@@ -55,7 +54,7 @@ class Scene:
         self.note(Done.INJECTED, who, number=self.number, fault=self.fault.name)
         if self.fault.lane in (Lane.ETCD, Lane.CLIENTS):
             self.tally.lasting.add(self.number)
-            self.note(What.DISTURBED, who, how=self.fault.name, unwell=True)
+            self.note(Done.DISTURBED, who, how=self.fault.name, unwell=True)
 
     def harmed(self) -> None:
         """Notes that the fault is in effect."""
@@ -70,7 +69,7 @@ class Scene:
         self.note(Done.HEALED, number=self.number)
         if self.fault.lane in (Lane.ETCD, Lane.CLIENTS):
             self.tally.lasting.discard(self.number)
-            self.note(What.DISTURBED, how=self.fault.name, unwell=bool(self.tally.lasting))
+            self.note(Done.DISTURBED, how=self.fault.name, unwell=bool(self.tally.lasting))
 
     def note(self, what: str, who: str = "", **more: Any) -> None:
         """Writes a fact into the history."""

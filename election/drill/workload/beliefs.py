@@ -49,6 +49,7 @@ class Beliefs:
         self._clock = BootClock()
         self._numbers = itertools.count(1)
         self._deadline_s = 0.0
+        journal.write(Fact(self._clock.now_s(), Told.RUNS, candidate.id, {"process": process}))
 
     def watch(self) -> None:
         """Asks the candidate again and again whether it leads, until the process ends.

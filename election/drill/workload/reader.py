@@ -75,6 +75,7 @@ async def _run(servers: tuple[str, ...], process: str, journal: Path, election: 
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     lines = Journal(journal)
+    lines.write(Fact(_CLOCK.now_s(), Told.RUNS, process, {"process": process}))
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(_read(name, where, process, lines, election)) for name, where in named.items()]
         await stopped.wait()
