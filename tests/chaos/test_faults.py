@@ -15,24 +15,32 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from election import connect
 from election.config import EtcdConfig
 from election.dev.etcd import Member
 from election.drill.faults.fault import Fault, Lane, Nobody, Stage
 from election.drill.faults.members import MEMBERS
 from election.drill.faults.network import NETWORK
+from election.drill.faults.operations import OPERATIONS
+from election.drill.faults.restore import RESTORES
+from election.drill.faults.strangers import STRANGERS
 from election.drill.site import Site, open_site
-from election.errors import EtcdError, EtcdUnavailable
+from election.drill.vocabulary import Done
+from election.epoch import read_epoch
+from election.errors import AccessDenied, Compacted, EtcdError, EtcdUnavailable, LossReason, NoSpace
 from election.etcd import methods
 from election.etcd.client import EtcdClient
-from election.etcd.transport import RpcFailed
+from election.etcd.transport import GrpcTransport, RpcFailed
 from election.keys import Keyspace
 from election.pb.etcd import rpc_pb2 as rpc
+from tests.integration.ran import ELECTION, QUICK, Ran, leads, reason, standing, token
 
 pytestmark = [pytest.mark.etcd, pytest.mark.asyncio(loop_scope="module")]  # as long as the relays of the site
 
-ALL: tuple[Fault[Stage], ...] = (*MEMBERS, *NETWORK)
+ALL: tuple[Fault[Stage], ...] = (*MEMBERS, *NETWORK, *OPERATIONS, *RESTORES, *STRANGERS)
 FAULTS = {fault.name: fault for fault in ALL}
-KEY = b"/election/test/key"
+KEYSPACE = Keyspace("test")
+KEY, LOST = b"/election/test/key", b"/election/test/lost"
 
 
 @dataclass
@@ -40,11 +48,12 @@ class Tried:
     """A stage on which one fault is tried."""
 
     site: Site
-    keyspace: Keyspace = field(default_factory=lambda: Keyspace("test"))
-    election: str = "demo"
+    keyspace: Keyspace = KEYSPACE
+    election: str = ELECTION
     rng: random.Random = field(default_factory=random.Random)
     hurt: list[str] = field(default_factory=list)
     noted: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    lost_at: int = 0
 
     def on(self, who: str) -> None:
         self.hurt.append(who)
@@ -54,7 +63,8 @@ class Tried:
 
     @asynccontextmanager
     async def set_back(self, *, bumped: bool) -> AsyncGenerator[None]:
-        self.note("set back", bumped=bumped)
+        self.note(Done.SET_BACK, bumped=bumped)
+        self.lost_at = (await self.site.control.put(LOST, b"")).header.revision
         yield
 
     @property
@@ -77,11 +87,11 @@ async def shared(folder: Path) -> AsyncIterator[Site]:
 
 
 @asynccontextmanager
-async def done(name: str, site: Site) -> AsyncGenerator[Tried]:
+async def done(name: str, site: Site, keyspace: Keyspace = KEYSPACE) -> AsyncGenerator[Tried]:
     """Does a fault, which is said to whom, and takes it back; then all is well."""
     seed = random.randrange(10**6)
     sys.stdout.write(f"{name} with seed {seed}\n")
-    tried = Tried(site, rng=random.Random(seed))
+    tried = Tried(site, keyspace, rng=random.Random(seed))
     async with FAULTS[name].act(tried):
         assert len(tried.hurt) == 1
         yield tried
@@ -95,6 +105,12 @@ async def until(holds: Callable[[], Awaitable[bool]], timeout_s: float = 20.0) -
     async with asyncio.timeout(timeout_s):
         while not await holds():
             await asyncio.sleep(0.02)
+
+
+async def soon(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.01)
 
 
 async def refuses(member: Member, site: Site) -> bool:
@@ -282,6 +298,191 @@ async def test_all_connections_of_a_process_are_reset(shared: Site) -> None:
             with pytest.raises(RpcFailed):
                 await asyncio.wait_for(stream.read(), 1.0)
         await until(lambda: answers(client))
+
+
+# --- operations ----------------------------------------------------------------------------------------------
+
+
+async def test_history_is_forgotten(shared: Site) -> None:
+    """Who asks for what was before learns that it is compacted."""
+    before = await shared.control.put(KEY, b"")
+    for _ in range(3):
+        await shared.control.put(KEY, b"")
+    async with done("compact", shared):
+        with pytest.raises(Compacted):
+            await shared.control.range(rpc.RangeRequest(key=KEY, revision=before.header.revision))
+
+
+async def test_databases_are_rewritten(shared: Site) -> None:
+    """What was deleted takes no room any more, in none of the members."""
+    for number in range(40):
+        await shared.control.put(b"/large/%d" % number, bytes(100_000))
+    deleted = await shared.control.delete(b"/large/", b"/large0")
+    await shared.control.compact(deleted.header.revision)
+    assert await smallest(shared) > 4_000_000
+    async with done("defragment", shared):
+        assert await largest(shared) < 2_000_000
+
+
+async def sizes(site: Site) -> list[int]:
+    return [(await site.control.status(member.index)).dbSize for member in site.cluster.members]
+
+
+async def smallest(site: Site) -> int:
+    return min(await sizes(site))
+
+
+async def largest(site: Site) -> int:
+    return max(await sizes(site))
+
+
+async def test_an_etcd_that_is_full_takes_no_writes(shared: Site) -> None:
+    """It answers reads, and deletes."""
+    async with done("no-space", shared):
+        with pytest.raises(NoSpace):
+            await shared.control.put(KEY, b"")
+        assert await answers(shared.control)
+
+
+async def test_another_member_is_told_to_lead(shared: Site) -> None:
+    """Nobody has died, and the term of raft is another one."""
+    leader = await shared.cluster.leader()
+    term = (await shared.control.status(leader.index)).raftTerm
+    async with done("move-etcd-leader", shared):
+        assert await shared.cluster.leader() is not leader
+        assert (await shared.control.status(leader.index)).raftTerm > term
+
+
+async def test_a_member_is_replaced_by_a_new_one(shared: Site) -> None:
+    """It has another id in the same place, and all data; in between etcd has a member less."""
+    await shared.control.put(KEY, b"from before")
+    before = await ids(shared)
+    async with done("replace-member", shared) as tried:
+        assert not tried.member.running
+        assert len(await ids(shared)) == 2
+        assert await answers(shared.control, 5.0)
+    after = await ids(shared)
+    assert len(after) == 3
+    assert len(after & before) == 2
+    found = await shared.control.range(rpc.RangeRequest(key=b"/election/", range_end=b"/election0"))
+    async with shared.client_of(tried.member) as client:
+        assert (await client.range(rpc.RangeRequest(key=b"/election/", range_end=b"/election0"))).kvs == found.kvs
+
+
+async def ids(site: Site) -> set[int]:
+    listed = await site.control.call(methods.MEMBER_LIST, rpc.MemberListRequest())
+    return {each.ID for each in listed.members}
+
+
+# --- etcd with users -----------------------------------------------------------------------------------------
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    """Three members with users."""
+    async with open_site(tmp_path_factory.mktemp("guarded"), auth=True) as site:
+        yield site
+
+
+async def test_members_forget_the_tokens_of_processes(guarded: Site) -> None:
+    """A token that was good is refused by every member; a client gets another one by itself, and may what it might."""
+    assert guarded.user is not None
+    user, password = guarded.user
+    async with EtcdClient(EtcdConfig(guarded.cluster.endpoints, user=user, password=password)) as client:
+        transport = GrpcTransport(client.config)
+        asked = rpc.AuthenticateRequest(name=user, password=password)
+        answer = await transport.unary(0, methods.AUTHENTICATE, asked, timeout_s=5.0, metadata=())
+
+        async def is_known(member: int) -> bool:
+            request, token = rpc.RangeRequest(key=KEY), ("token", answer.token)
+            try:
+                await transport.unary(member, methods.RANGE, request, timeout_s=5.0, metadata=(token,))
+            except RpcFailed as refused:
+                return "invalid auth token" not in refused.details
+            return True
+
+        try:
+            await client.put(KEY, b"")
+            assert [await is_known(member) for member in range(3)] == [True] * 3
+            async with done("auth-token-expired", guarded):
+                assert [await is_known(member) for member in range(3)] == [False] * 3
+                await client.put(KEY, b"")
+                with pytest.raises(AccessDenied):
+                    await client.put(b"/elsewhere", b"")
+        finally:
+            await transport.close()
+
+
+async def test_only_an_etcd_with_users_has_tokens(shared: Site, guarded: Site) -> None:
+    """The fault says so, and so that it can be done here."""
+    assert FAULTS["auth-token-expired"].unavailable(shared)
+    assert not FAULTS["auth-token-expired"].unavailable(guarded)
+
+
+# --- etcd that is set back -----------------------------------------------------------------------------------
+
+
+async def is_set_back(site: Site) -> None:
+    """Restores a snapshot, and checks what has become of a write that came after it."""
+    await site.control.put(KEY, b"in the snapshot")
+    before = (await read_epoch(site.control, KEYSPACE)).epoch
+    async with done("restore-snapshot", site) as tried:
+        assert tried.noted == [(Done.SET_BACK, {"who": "", "bumped": False})]
+        found, header = await site.control.get(LOST)
+        assert found is None
+        assert header.revision < tried.lost_at
+        kept, _ = await site.control.get(KEY)
+        assert kept is not None
+        assert kept.value == b"in the snapshot"
+        assert (await read_epoch(site.control, KEYSPACE)).epoch == before
+    assert tried.noted[1:] == [(Done.EPOCH_RAISED, {"who": "", "epoch": before + 1})]
+    assert (await read_epoch(site.control, KEYSPACE)).epoch == before + 1
+
+
+async def test_etcd_is_set_back(shared: Site) -> None:
+    """What was acknowledged after the snapshot is gone, revisions begin again, and the operator raises the epoch."""
+    await is_set_back(shared)
+
+
+async def test_an_etcd_with_users_is_set_back(guarded: Site) -> None:
+    """The snapshot is taken, and the epoch raised, as root."""
+    await is_set_back(guarded)
+
+
+async def test_etcd_is_set_back_and_its_revisions_go_on(shared: Site) -> None:
+    """What was acknowledged after the snapshot is gone, and no revision is handed out again."""
+    if why := FAULTS["restore-snapshot-bumped"].unavailable(shared):
+        pytest.skip(why)
+    async with done("restore-snapshot-bumped", shared) as tried:
+        found, header = await shared.control.get(LOST)
+        assert found is None
+        assert header.revision > tried.lost_at
+    assert tried.noted == [(Done.SET_BACK, {"who": "", "bumped": True})]
+
+
+# --- strangers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), [("rob-leader-key", "key"), ("rob-leader-lease", "lease"), ("rob-candidate-key", "key")]
+)
+async def test_a_candidate_is_robbed(shared: Site, namespace: str, name: str, how: str) -> None:
+    """The leader loses its term, and the next one leads; who waits queues anew, and the leader leads on."""
+    async with connect(shared.cluster.endpoints, namespace=namespace) as store:
+        ran, candidates = Ran(), [store.candidate(ELECTION, id=each, config=QUICK) for each in ("a", "b")]
+        async with standing(ran, *candidates):
+            leader = await leads(ran, *candidates)
+            [waiting] = [candidate for candidate in candidates if candidate is not leader]
+            await soon(lambda: token(waiting) > 0)
+            robbed = waiting if name == "rob-candidate-key" else leader
+            before = token(robbed)
+            async with done(name, shared, Keyspace(namespace)) as tried:
+                assert tried.hurt == [robbed.id]
+                assert tried.noted == [(Done.ROBBED, {"who": robbed.id, "token": f"0-{before}", "how": how})]
+                await soon(lambda: token(robbed) > before)
+            assert (await leads(ran, *candidates) is leader) == (robbed is waiting)
+            if robbed is leader:
+                assert reason(robbed) is LossReason.KEY_DELETED
 
 
 # --- all of them ---------------------------------------------------------------------------------------------
