@@ -183,6 +183,12 @@ def test_the_robbery_of_another_is_no_excuse() -> None:
     violated(story.goes("o1").leads("o2").wait(0.2).loses("o1"), ONE_LEADER, "o1 led with")
 
 
+def test_a_robbery_excuses_nothing_that_was_before() -> None:
+    """Two overlap, and one of them is robbed later."""
+    story = Saga().leads("o1", 1).goes("o1").leads("o2").acts("o1")
+    violated(story.robs("o1").loses("o1").goes_on("o2", 1), ONE_LEADER, "o1 led with")
+
+
 def test_whoever_led_when_etcd_was_set_back_may_do_so_until_its_deadline() -> None:
     """It learns of it late; two that begin afterwards have no excuse."""
 
@@ -286,6 +292,10 @@ def test_a_register_in_etcd_may_go_back_with_etcd_and_no_other_may() -> None:
         return story.writes("o1", register)
 
     held(back(ETCD), FENCE, NO_WRITE_LOST)
+    story = two(ETCD).writes("o2", ETCD).writes("o2", ETCD, holds=False)  # nobody has seen the revision of the last one
+    story.set_back(2)
+    story.content[ETCD] = []
+    held(story.writes("o1", ETCD), FENCE, NO_WRITE_LOST)
     violated(back("sqlite"), FENCE, "took 0-4 of o1 after", "after it had confirmed")
     violated(back(ETCD).writes("o2", ETCD, holds=False), NO_WRITE_LOST, "does not hold it")
 
@@ -388,6 +398,10 @@ def test_readers_go_back_with_etcd() -> None:
     story.wait(1)
     held(story.sees("o1"), READERS)
     violated(story.sees("", revision=story.revision), READERS, "told that nobody leads")
+    story = changed().sees("o2", "watch")
+    at_s = story.now_s
+    story.set_back(story.revision - 3)
+    held(story.wait(1).sees("o1", "watch", at_s=at_s), READERS)  # it has waited all the time
 
 
 def test_a_reader_that_says_nothing_is_a_hole() -> None:

@@ -88,7 +88,7 @@ def _term(
     lost = next((fact for fact in told if fact.what == Told.TERM_LOST), None)
     last_s = max([first_s, *(fact.at_s for fact in acts)])
     if lost is not None:  # without that line, nobody knows when it has noticed
-        noticed_s = min(lost.more.get("noticed_at_s", lost.at_s), lost.at_s, ended_s, killed_s)
+        noticed_s = min(lost.more.get("noticed_at_s", lost.at_s), lost.at_s, ended_s)
         last_s = max(last_s, _held_s(deadlines, noticed_s))
     until_s = min(ended_s, gone_s, deadlines[-1][1] if deadlines else _NEVER_S)
     candidate = next((fact.who for fact in told if fact.who), process)
