@@ -79,7 +79,10 @@ def drill(
         return _list(settings)
     if check is not None:
         return _judge(check, settings)
-    drawn_from = chosen(faults.split(",")) if faults else list(FAULTS.values())
+    named = chosen(faults.split(",")) if faults else []
+    for fault in named:
+        if why := fault.unavailable():
+            raise ConfigError(f"{fault.name} cannot be done here: {why}")
     seed = secrets.randbits(32) if seed is None else seed
     where = folder or Path(tempfile.mkdtemp(prefix="election-drill-"))
     _tell(f"seed {seed}; histories and reports in {where}")
@@ -88,13 +91,12 @@ def drill(
     count = max(1, round(duration / _LONGEST_S))
     worst = OK
     for number in range(count):
-        made = draw(
-            seed + number,
-            drawn_from,
-            duration / count,
-            members=members or (5 if number % 3 == 2 else 3),
-            auth=number % 2 == 1 if auth is None else auth,
-        )
+        has_users = number % 2 == 1 if auth is None else auth
+        able = [each for each in named or FAULTS.values() if not each.unavailable() and each.needs_users <= has_users]
+        if not able:
+            raise ConfigError(f"{faults} wants an etcd with users: say --auth")
+        size = members or (5 if number % 3 == 2 else 3)
+        made = draw(seed + number, able, duration / count, members=size, auth=has_users)
         _tell(f"drill {number + 1} of {count}: seed {made.seed}, {made.members} members")
         worst = max(worst, _drill(made, where / f"{number + 1:02}" if count > 1 else where, settings))
     return worst

@@ -413,12 +413,6 @@ async def test_members_forget_the_tokens_of_processes(guarded: Site) -> None:
             await transport.close()
 
 
-async def test_only_an_etcd_with_users_has_tokens(shared: Site, guarded: Site) -> None:
-    """The fault says so, and so that it can be done here."""
-    assert FAULTS["auth-token-expired"].unavailable(shared)
-    assert not FAULTS["auth-token-expired"].unavailable(guarded)
-
-
 # --- etcd that is set back -----------------------------------------------------------------------------------
 
 
@@ -451,7 +445,7 @@ async def test_an_etcd_with_users_is_set_back(guarded: Site) -> None:
 
 async def test_etcd_is_set_back_and_its_revisions_go_on(shared: Site) -> None:
     """What was acknowledged after the snapshot is gone, and no revision is handed out again."""
-    if why := FAULTS["restore-snapshot-bumped"].unavailable(shared):
+    if why := FAULTS["restore-snapshot-bumped"].unavailable():
         pytest.skip(why)
     async with done("restore-snapshot-bumped", shared) as tried:
         found, header = await shared.control.get(LOST)

@@ -9,10 +9,21 @@ from election.drill.faults.agents import AGENT_FAULTS
 from election.drill.faults.fault import Fault
 from election.drill.faults.members import MEMBERS
 from election.drill.faults.network import NETWORK
+from election.drill.faults.operations import OPERATIONS
 from election.drill.faults.processes import PROCESS_FAULTS
+from election.drill.faults.restore import RESTORES
+from election.drill.faults.strangers import STRANGERS
 from election.errors import ConfigError
 
-_ALL: tuple[Fault[Any], ...] = (*MEMBERS, *NETWORK, *PROCESS_FAULTS, *AGENT_FAULTS)
+_ALL: tuple[Fault[Any], ...] = (
+    *MEMBERS,
+    *NETWORK,
+    *OPERATIONS,
+    *RESTORES,
+    *STRANGERS,
+    *PROCESS_FAULTS,
+    *AGENT_FAULTS,
+)
 FAULTS: Mapping[str, Fault[Any]] = {fault.name: fault for fault in _ALL}
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "kill-orchestrator": ("kill-leader", "kill-candidate"),

@@ -71,8 +71,8 @@ class Fault(Generic[S]):
 
     `act` is entered to do it, and left, after a time from `hold_s`, to take it back; it returns from either when that
     is done. It raises Nobody before it has called `on` where there is nobody to be hurt. `unavailable` says why it
-    cannot be done on this machine or to this etcd; an empty text says that it can. One that `ends_drill` is done once,
-    after all others: what comes after it has another history.
+    cannot be done on this machine; an empty text says that it can. One that `needs_users` wants an etcd that has them.
+    One that `ends_drill` is done once, after all others: what comes after it has another history.
     """
 
     name: str
@@ -80,5 +80,6 @@ class Fault(Generic[S]):
     lane: Lane
     hold_s: tuple[float, float]
     act: Callable[[S], AbstractAsyncContextManager[None]]
-    unavailable: Callable[[Site], str] = lambda site: ""
+    unavailable: Callable[[], str] = str
+    needs_users: bool = False
     ends_drill: bool = False

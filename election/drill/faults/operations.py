@@ -124,10 +124,6 @@ async def _expire_tokens(stage: Stage) -> AsyncGenerator[None]:
         yield
 
 
-def _without_users(site: Site) -> str:
-    return "" if site.user else "this etcd has no users"
-
-
 AT_ONCE_S = (0.5, 1.5)
 """For what is over as soon as it is done."""
 
@@ -149,6 +145,6 @@ OPERATIONS: tuple[Fault[Stage], ...] = (
         Lane.ETCD,
         AT_ONCE_S,
         _expire_tokens,
-        _without_users,
+        needs_users=True,
     ),
 )

@@ -145,7 +145,7 @@ PROCESS_FAULTS = (
         Lane.ORCHESTRATORS,
         (1.0, 4.0),
         _clock_jump,
-        lambda site: "" if faketime() else "libfaketime is not installed",
+        lambda: "" if faketime() else "libfaketime is not installed",
     ),
     _of_fleet("kill-agent", "SIGKILL of an agent", (0.2, 9.0), _kill(_AGENT)),
     _of_fleet("pause-agent", "SIGSTOP of an agent", _LONG, _pause(_AGENT)),

@@ -121,7 +121,7 @@ def _restorer() -> Path:
         return find_binary("etcdctl")
 
 
-def _without_programs(site: Site) -> str:
+def _without_programs() -> str:
     try:
         find_binary("etcdctl")
     except ConfigError as error:
@@ -129,8 +129,8 @@ def _without_programs(site: Site) -> str:
     return ""
 
 
-def _without_bump(site: Site) -> str:
-    if why := _without_programs(site):
+def _without_bump() -> str:
+    if why := _without_programs():
         return why
     return "" if "--bump-revision" in _flags(_restorer()) else f"{_restorer()} cannot bump the revision"
 
@@ -151,6 +151,7 @@ RESTORES: tuple[Fault[Stage], ...] = (
         (1, 4),
         partial(_restore, bumped=False),
         _without_programs,
+        ends_drill=True,
     ),
     Fault(
         "restore-snapshot-bumped",
@@ -159,5 +160,6 @@ RESTORES: tuple[Fault[Stage], ...] = (
         (1, 4),
         partial(_restore, bumped=True),
         _without_bump,
+        ends_drill=True,
     ),
 )
