@@ -13,7 +13,7 @@ from pathlib import Path
 from election.errors import ConfigError
 
 ETCD_BIN_VARIABLE = "ELECTION_ETCD_BIN"
-_VERSION = re.compile(r"etcd(?:ctl)? version: (\d+\.\d+\.\d+\S*)", re.IGNORECASE)
+_VERSION = re.compile(r"etcd(?:ctl|utl)? version: (\d+\.\d+\.\d+\S*)", re.IGNORECASE)
 _VERSION_TIMEOUT_S = 10.0
 
 

@@ -65,7 +65,6 @@ class Layout:
         cluster = [
             "--initial-cluster=" + ",".join(f"{name}={url}" for name, url in zip(self.names, peer_urls, strict=True)),
             f"--initial-cluster-token=election-{peer_ports[0]}",
-            "--initial-cluster-state=new",
             "--logger=zap",  # the default since 3.5; the other one of 3.4 does not know the flag below
             "--log-level=warn",
         ]
@@ -75,6 +74,7 @@ class Layout:
                 name=name,
                 endpoint=f"{HOST}:{client_ports[index]}",
                 peer_url=peer_urls[index],
+                data_dir=self.data_dir / name,
                 command=[
                     str(binary),
                     f"--name={name}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,15 +36,17 @@ class Member:
     """
 
     def __init__(
-        self, *, index: int, name: str, endpoint: str, peer_url: str, command: Sequence[str], log: Path
+        self, *, index: int, name: str, endpoint: str, peer_url: str, data_dir: Path, command: Sequence[str], log: Path
     ) -> None:
         self.index = index
         self.name = name
         self.endpoint = endpoint
         self.peer_url = peer_url
+        self.data_dir = data_dir
         self.log = log
         self.paused = False
         self._command = tuple(command)
+        self._cluster_state = "new"
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
@@ -73,7 +76,7 @@ class Member:
         """Starts the process with the same data as before and returns at once; does nothing when it runs."""
         if self.running:
             return
-        command = bound_to_this_process(self._command)
+        command = bound_to_this_process([*self._command, f"--initial-cluster-state={self._cluster_state}"])
         # etcd reads a setting from the environment where no flag says it; the one for odd machines must stay.
         environment = {
             name: value
@@ -115,6 +118,15 @@ class Member:
             self._process.kill()
             self._process.wait(_KILL_WAIT_S)
         self.paused = False
+
+    def wipe(self) -> None:
+        """Kills the process and removes its data: it can be started again once the cluster was told to add a member.
+
+        That member has to have this one's peer URL; it is a new one to the others, which know the old one no more.
+        """
+        self.kill()
+        shutil.rmtree(self.data_dir)
+        self._cluster_state = "existing"
 
     def terminate(self) -> None:
         """Sends SIGTERM and returns at once; etcd may take seconds to end its calls. A paused one goes on first."""

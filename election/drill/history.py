@@ -132,15 +132,15 @@ class History:
     @classmethod
     def load(cls, folder: Path) -> History:
         """Reads what a drill has left in a folder."""
-        said = (Said(**json.loads(line)) for path in (folder / AGENTS).glob("*.jsonl") for line in _lines(path))
-        told = (Fact(**json.loads(line)) for path in (folder / PROCESSES).glob("*.jsonl") for line in _lines(path))
+        said = (Said(**json.loads(line)) for path in (folder / AGENTS).glob("*.jsonl") for line in lines(path))
+        told = (Fact(**json.loads(line)) for path in (folder / PROCESSES).glob("*.jsonl") for line in lines(path))
         return cls(
             Settings(**json.loads((folder / SETTINGS).read_text())),
-            tuple(Revision.decode(line) for line in _lines(folder / REVISIONS)),
-            tuple(Fact(**json.loads(line)) for line in _lines(folder / FACTS)),
+            tuple(Revision.decode(line) for line in lines(folder / REVISIONS)),
+            tuple(Fact(**json.loads(line)) for line in lines(folder / FACTS)),
             tuple(sorted(said, key=lambda each: each.at_s)),
             tuple(sorted(told, key=lambda each: each.at_s)),
-            tuple(Revision.decode(line) for line in _lines(folder / LATER)) if (folder / LATER).exists() else (),
+            tuple(Revision.decode(line) for line in lines(folder / LATER)),
         )
 
 
@@ -166,7 +166,10 @@ def write_settings(folder: Path, settings: Settings) -> None:
     (folder / SETTINGS).write_text(json.dumps(asdict(settings)))
 
 
-def _lines(path: Path) -> Iterator[str]:
+def lines(path: Path) -> Iterator[str]:
+    """The whole lines of a file; none where there is no such file."""
+    if not path.exists():
+        return
     with path.open() as file:
         for line in file:
             if line.endswith("\n"):  # the last one of a killed process may be cut off

@@ -36,6 +36,14 @@ class Observer:
         self._client = client
         self._journal = journal
 
+    async def begin(self) -> None:
+        """Writes down all that etcd holds, as one revision, to go on from there. For an etcd that is not new."""
+        answer = await self._client.range(rpc.RangeRequest(key=b"\0", range_end=b"\0"))
+        changes = tuple(Change(each.key, None, _stored(each)) for each in answer.kvs)
+        self.revision = answer.header.revision
+        self.stored = {change.key: change.after for change in changes if change.after is not None}
+        self._journal.write(Revision(self.revision, self._client.clock.now_s(), changes))
+
     async def run(self) -> None:
         """Watches until cancelled; raises HistoryLost."""
         while True:

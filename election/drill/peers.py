@@ -43,8 +43,23 @@ class Peers:
         for other in self._others(member):
             self._ways[member.index, other].hold()
 
+    def part(self, one: int, other: int) -> None:
+        """Cuts what lies between two members, by their indexes."""
+        self._ways[one, other].hold()
+        self._ways[other, one].hold()
+
+    def parted(self, one: int, other: int) -> bool:
+        """Whether nothing gets through between two members, either way."""
+        return self._ways[one, other].held and self._ways[other, one].held
+
+    def slow(self, delay_s: float) -> None:
+        """Everything arrives at least this much later."""
+        for way in self._ways.values():
+            way.delay_s = delay_s
+
     def mend(self) -> None:
-        """Everybody hears everybody; what was held arrives late."""
+        """Everybody hears everybody, without delay; what was held arrives late."""
+        self.slow(0.0)
         for way in self._ways.values():
             way.release()
 
@@ -57,19 +72,29 @@ class Peers:
         dialler = _owner(self.members, dialled)
         if dialler is None:
             return None
+        if dialler.index == target:  # a member may ask itself for the cluster's version
+            return Link()
         return Link(self._ways[dialler.index, target], self._ways[target, dialler.index])
 
 
 @asynccontextmanager
-async def partitionable_cluster(folder: Path) -> AsyncIterator[tuple[EtcdCluster, Peers]]:
-    """Three members that dial each other through relays in this event loop."""
-    ports = free_ports(3, HOST)
+async def partitionable_cluster(
+    folder: Path, *, members: int = 3, extra_args: Sequence[str] = ()
+) -> AsyncIterator[tuple[EtcdCluster, Peers]]:
+    """Members that dial each other through relays in this event loop; their data and logs go into the folder."""
+    ports = free_ports(members, HOST)
     peers = Peers(ports)
     async with AsyncExitStack() as stack:
         for relay in peers.relays:
             await stack.enter_async_context(relay)
         advertised = [relay.port for relay in peers.relays]
-        cluster = await EtcdCluster.start(data_dir=folder, peer_ports=ports, advertised_peer_ports=advertised)
+        cluster = await EtcdCluster.start(
+            data_dir=folder,
+            members=members,
+            peer_ports=ports,
+            advertised_peer_ports=advertised,
+            extra_args=extra_args,
+        )
         stack.callback(cluster.kill)
         peers.members = cluster.members
         for relay in peers.relays:

@@ -1,4 +1,4 @@
-"""The processes of a drill: agents and collectors, which die with it."""
+"""The processes of a drill, which die with it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from election.dev.parent import bound_to_this_process
-from election.drill.history import AGENTS, Settings
+from election.drill.history import AGENTS, PROCESSES, Settings
+from election.drill.workload.options import USER
 
 ROOT = Path(__file__).parents[2]
 _POLL_S = 0.02
 _KILL_S = 10.0
+_FAKETIME = ("/usr/lib/*/faketime/libfaketimeMT.so.1", "/usr/lib/faketime/libfaketimeMT.so.1")
 
 
 class Process:
@@ -72,44 +74,112 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Starter:
-    """Starts the processes of one drill, on one etcd, with what they say below its folder."""
+    """Starts the processes of one drill, with what they say below its folder.
+
+    The name of a process tells it from all others that have ever been.
+    """
 
     folder: Path
-    endpoints: tuple[str, ...]
     settings: Settings
+    user: tuple[str, str] | None = None
     collect_options: tuple[str, ...] = ()
+    _faketime: Path | None = field(default_factory=lambda: faketime())
 
-    def agents(self, name: str, ids: Iterable[str], *options: str) -> Process:
-        """One process that is all these agents; its name tells it from all others that have been one of them."""
+    def agent(self, name: str, ids: Iterable[str], endpoints: Iterable[str], *options: str) -> Process:
+        """One process that is all these agents."""
         return self._python(
             "election.drill.workload.agent",
             name,
             *(*ids, "--process", name, "--journal", str(self.folder / AGENTS / f"{name}.jsonl")),
-            *(*self._etcd, "--ttl", f"{self.settings.ttl_s:g}", *options),
+            *(*self._etcd(endpoints), "--ttl", f"{self.settings.ttl_s:g}", *options),
         )
 
-    def collector(self, id: str) -> Process:
+    def orchestrator(
+        self, name: str, id: str, endpoints: Iterable[str], register: str, *, is_blocking: bool
+    ) -> Process:
+        """A candidate that writes while it leads; its wall clock follows `clock_file`, where libfaketime is there."""
+        return self._python(
+            f"election.drill.workload.{'blocking_' if is_blocking else ''}orchestrator",
+            name,
+            *("--id", id, "--process", name, "--journal", str(self.journal(name)), *self._etcd(endpoints)),
+            *("--election", self.settings.election, "--ttl", f"{self.settings.candidate_ttl_s:g}"),
+            *("--sqlite", str(self.sqlite), "--register", register),
+            **({} if is_blocking else self._faked_time(id)),  # libfaketime breaks `time.sleep`
+        )
+
+    def collector(self, id: str, endpoints: Iterable[str]) -> Process:
         """`election collect`, as an operator runs it."""
         settings = self.settings
         timing = ("--grace", f"{settings.grace_s:g}", "--reconcile", f"{settings.reconcile_s:g}")
-        words = ("collect", "--id", id, "-o", "json", *self._etcd, *timing, *self.collect_options)
+        words = ("collect", "--id", id, "-o", "json", *self._etcd(endpoints), *timing, *self.collect_options)
         return self._python("election.cli", id, *words)
 
-    def server(self, name: str, port: int) -> Process:
+    def server(self, name: str, endpoints: Iterable[str], port: int) -> Process:
         """The gRPC API, which collects nothing."""
-        return self._python("election.cli", name, "serve", "--no-collect", "--grpc-port", f"{port}", *self._etcd)
+        return self._python(
+            "election.cli", name, "serve", "--no-collect", "--grpc-port", f"{port}", *self._etcd(endpoints)
+        )
+
+    def register(self, name: str, port: int) -> Process:
+        """The service that is written to."""
+        words = ("--port", f"{port}", "--election", self.settings.election, "--sqlite", str(self.service_sqlite))
+        return self._python("election.drill.workload.register", name, *words)
+
+    def reader(self, name: str, servers: Mapping[str, str]) -> Process:
+        """Asks the servers, and watches them."""
+        named = [f"{server}={address}" for server, address in servers.items()]
+        words = ("--process", name, "--journal", str(self.journal(name)), "--election", self.settings.election)
+        return self._python("election.drill.workload.reader", name, *named, *words)
+
+    def journal(self, name: str) -> Path:
+        """What a process believes."""
+        return self.folder / PROCESSES / f"{name}.jsonl"
 
     def output(self, name: str) -> Path:
         """What a process says; what it says on stderr is beside it."""
         return self.folder / "output" / f"{name}.out"
 
-    @property
-    def _etcd(self) -> tuple[str, ...]:
-        return ("--endpoints", ",".join(self.endpoints), "--namespace", self.settings.namespace)
+    def clock_file(self, id: str) -> Path:
+        """Says by how much the wall clock of an orchestrator is wrong."""
+        return self.folder / "clocks" / id
 
-    def _python(self, module: str, name: str, *words: str) -> Process:
+    @property
+    def sqlite(self) -> Path:
+        """The register that is a file."""
+        return self.folder / "register.sqlite"
+
+    @property
+    def service_sqlite(self) -> Path:
+        """What the register that is a service keeps."""
+        return self.folder / "service.sqlite"
+
+    def _etcd(self, endpoints: Iterable[str]) -> tuple[str, ...]:
+        return ("--endpoints", ",".join(endpoints), "--namespace", self.settings.namespace)
+
+    def _faked_time(self, id: str) -> dict[str, str]:
+        if self._faketime is None:
+            return {}
+        file = self.clock_file(id)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("+0\n")
+        return {
+            "LD_PRELOAD": str(self._faketime),
+            "FAKETIME_TIMESTAMP_FILE": str(file),
+            "FAKETIME_NO_CACHE": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def _python(self, module: str, name: str, *words: str, **more: str) -> Process:
         out = self.output(name)
         out.parent.mkdir(parents=True, exist_ok=True)
         others = ("ELECTION_", "ETCDCTL_", "OTEL_")
         environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
-        return Process(name, (sys.executable, "-m", module, *words), environment, out)
+        if self.user is not None:
+            environment[USER] = ":".join(self.user)
+        return Process(name, (sys.executable, "-m", module, *words), environment | more, out)
+
+
+def faketime() -> Path | None:
+    """The library that fakes the time of a process; None where it is not installed."""
+    found = [path for pattern in _FAKETIME for path in Path("/").glob(pattern[1:])]
+    return found[0] if found else None

@@ -1,140 +1,225 @@
-"""The running system of a drill: etcd, an observer of it, agents and collectors, and the notes on what is done."""
+"""The running system of a drill: an etcd with an observer of it, the processes that use it, and the notes on them."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from election.agent_control import REQUEST_TTL_S
-from election.config import EtcdConfig
-from election.dev.etcd import EtcdCluster
-from election.drill.checker.agents import FINAL
-from election.drill.checker.deadlines import KILLED
-from election.drill.checker.health import What
-from election.drill.checker.replay import World, object_of
-from election.drill.checker.writes import STARTED
-from election.drill.history import FACTS, REVISIONS, Fact, Journal, Settings, write_settings
+from election.dev.ports import free_ports
+from election.drill.history import FACTS, LATER, REVISIONS, Fact, Journal, Settings, write_settings
 from election.drill.observer import HistoryLost, Observer
 from election.drill.processes import Process, Starter
+from election.drill.relay import HOST
+from election.drill.site import Site, open_site
+from election.drill.vocabulary import Done
 from election.errors import EtcdError
 from election.etcd.client import EtcdClient
-from election.keys import COLLECTOR_ELECTION, Keyspace, ReapRequestKey, StateKey
+from election.keys import COLLECTOR_ELECTION, AliveKey, Keyspace, ReapRequestKey, StateKey
+from election.records import CandidateRecord
 
 _PROBE_S = 0.25
 _POLL_S = 0.05
-_LEAVE_S = 20.0
-_CROWD_PACE = 5.0
-_HEALTHY_S = 90.0
-"""How long it may take until all is well; when that is, is no promise of ours, so it is generous."""
+_KEEP_S = 0.2
+_PROBE_KEY = b"/election/probe"
 
 
 class DrillFailed(Exception):
     """The drill could not go on: what it waited for did not come about."""
 
 
+class Role(StrEnum):
+    """What a process of a drill is."""
+
+    REGISTER = "register"
+    SERVER = "server"
+    READER = "reader"
+    COLLECTOR = "collector"
+    ORCHESTRATOR = "orchestrator"
+    BLOCKING = "blocking orchestrator"
+    AGENT = "agent"
+    SECOND = "second agent"
+    """A process that wants to be an agent that another one is."""
+
+
+ORCHESTRATORS = (Role.ORCHESTRATOR, Role.BLOCKING)
+
+
+@dataclass
+class Slot:
+    """A place for a process, that is started again when it ends: the name stays, as a Pod's does in a StatefulSet.
+
+    `wanted` is whether a process is to run; the keeper sees to it.
+    """
+
+    name: str
+    role: Role
+    start: Callable[[str], Process]
+    started: int = 0
+    wanted: bool = False
+    process: Process | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether its process exists; a paused one does."""
+        return self.process is not None and self.process.running
+
+    @property
+    def can_be_hurt(self) -> bool:
+        """Whether its process runs, and nothing is done to it at present."""
+        process = self.process
+        return self.wanted and process is not None and process.running and not (process.paused or process.leaving)
+
+
 @dataclass
 class System:
-    """Made by `running`. `agents` has the process that is an agent now, `others` those that also are or were."""
+    """Made by `running`."""
 
-    cluster: EtcdCluster
-    client: EtcdClient
-    observer: Observer
+    site: Site
+    keyspace: Keyspace
+    settings: Settings
     starter: Starter
     facts: Journal
-    keyspace: Keyspace
-    agents: dict[str, Process] = field(default_factory=dict)
-    others: dict[str, Process] = field(default_factory=dict)
-    collectors: dict[str, Process] = field(default_factory=dict)
-    _started: Counter[str] = field(default_factory=Counter)
+    ports: dict[str, int]
+    """Where the services listen, by their slots' names."""
+    _stack: AsyncExitStack
+    _group: asyncio.TaskGroup
+    observer: Observer = field(init=False)
+    slots: dict[str, Slot] = field(default_factory=dict)
+    _observing: asyncio.Task[None] | None = None
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def note(self, what: str, who: str = "", **more: Any) -> None:
         """Writes down a fact."""
-        self.facts.write(Fact(self.client.clock.now_s(), what, who, more))
+        self.facts.write(Fact(self.site.control.clock.now_s(), what, who, more))
 
     # --- processes ---------------------------------------------------------------------------------------------
 
-    def start_agent(self, id: str, *, keep_state: bool, takeover: bool = False) -> Process:
-        """Starts a process that wants to be this agent."""
-        self._started[id] += 1
-        name = f"{id}-{self._started[id]}"
-        self.note(STARTED, id, process=name, takeover=takeover)
-        options = ["--keep-state" if keep_state else "--no-keep-state", *(["--takeover"] if takeover else [])]
-        return self.starter.agents(name, [id], *options)
+    async def add(self, role: Role, number: int) -> Slot:
+        """A new slot, by its role's letter and number; its process is started by the keeper, or by `start`."""
+        name = f"{_LETTERS[role]}{number}"
+        endpoints = await self.site.endpoints_for(name) if role not in (Role.REGISTER, Role.READER) else ()
+        starter = self.starter
+        register = f"127.0.0.1:{self.ports['r1']}"
+        servers = {name: f"127.0.0.1:{port}" for name, port in self.ports.items() if name != "r1"}
+        keeps = "--keep-state" if number % 2 else "--no-keep-state"
+        starts: dict[Role, Callable[[str], Process]] = {
+            Role.REGISTER: lambda process: starter.register(process, self.ports[name]),
+            Role.SERVER: lambda process: starter.server(process, endpoints, self.ports[name]),
+            Role.READER: lambda process: starter.reader(process, servers),
+            Role.COLLECTOR: lambda process: starter.collector(process, endpoints),
+            Role.AGENT: lambda process: starter.agent(process, [name], endpoints, keeps),
+            Role.ORCHESTRATOR: lambda process: starter.orchestrator(
+                process, name, endpoints, register, is_blocking=False
+            ),
+            Role.BLOCKING: lambda process: starter.orchestrator(process, name, endpoints, register, is_blocking=True),
+        }
+        slot = self.slots[name] = Slot(name, role, starts[role])
+        return slot
 
-    def kill_agent(self, id: str, process: Process) -> None:
-        """Kills a process that is this agent, or wants to be."""
-        self.note(KILLED, id, process=process.name)
-        process.kill()
+    def start(self, slot: Slot) -> None:
+        """Starts a process in the slot, and wants it to run from now on."""
+        slot.started += 1
+        slot.wanted = True
+        name = f"{slot.name}-{slot.started}"
+        self.note(Done.STARTED, name, role=slot.role, slot=slot.name)
+        slot.process = slot.start(name)
 
-    def start_crowd(self, crowd: str, ids: Iterable[str]) -> None:
-        """Starts one process that is many agents, none of which is busy."""
-        self._started[crowd] += 1
-        name = f"{crowd}-{self._started[crowd]}"
-        for each in ids:
-            self.note(STARTED, each, process=name, takeover=False)
-        self.agents[crowd] = self.starter.agents(name, ids, "--pace", f"{_CROWD_PACE}")
+    async def second(self, first: Slot, *, takeover: bool) -> Slot:
+        """Starts another process that wants to be the same agent; when it ends, it is not started again."""
+        endpoints = await self.site.endpoints_for(first.name)
+        first.started += 1
+        name = f"{first.name}-{first.started}"
+        options = ("--keep-state", "--takeover") if takeover else ("--keep-state",)
+        slot = self.slots[name] = Slot(
+            name, Role.SECOND, lambda process: self.starter.agent(process, [first.name], endpoints, *options)
+        )
+        self.note(Done.STARTED, name, role=slot.role, slot=first.name, takeover=takeover)
+        slot.process = slot.start(name)
+        return slot
 
-    def kill_crowd(self, crowd: str, ids: Iterable[str]) -> None:
-        """Kills a process that is many agents."""
-        process = self.agents[crowd]
-        for each in ids:
-            self.note(KILLED, each, process=process.name)
-        process.kill()
+    def kill(self, slot: Slot) -> None:
+        """Kills the process, and wants none."""
+        slot.wanted = False
+        if slot.process is not None:
+            self.note(Done.KILLED, slot.process.name, slot=slot.name)
+            slot.process.kill()
+            self.note(Done.GONE, slot.process.name, slot=slot.name)
 
-    def start_server(self, port: int) -> None:
-        """Starts the gRPC API."""
-        self.others["server"] = self.starter.server("server", port)
+    def leave(self, slot: Slot) -> None:
+        """Tells the process to end, and wants none."""
+        slot.wanted = False
+        if slot.process is not None:
+            self.note(Done.LEAVES, slot.process.name, slot=slot.name)
+            slot.process.send(signal.SIGCONT)
+            slot.process.send(signal.SIGTERM)
 
-    def start_collector(self) -> None:
-        """Starts one more; each has an id that none had before."""
-        name = f"c{len(self.collectors) + 1}"
-        self.note("collector started", name)
-        self.collectors[name] = self.starter.collector(name)
+    def pause(self, process: Process) -> None:
+        """Lets a process stand still."""
+        self.note(Done.PAUSED, process.name)
+        process.send(signal.SIGSTOP)
 
-    def running_collectors(self) -> list[Process]:
-        """Those that run and are to go on, the one that leads first."""
-        leading = self.leading()
-        running = [process for process in self.collectors.values() if process.running and not process.leaving]
-        return sorted(running, key=lambda process: process.name != leading)
+    def resume(self, process: Process) -> None:
+        """Lets it go on; safe when it is gone."""
+        if process.running:
+            self.note(Done.RESUMED, process.name)
+            process.send(signal.SIGCONT)
 
-    def resume_collectors(self) -> None:
-        """Lets those that stand still go on."""
-        for process in self.collectors.values():
-            if process.paused and process.running:
-                process.send(signal.SIGCONT)
-                self.note(What.COLLECTOR_RESUMED, process.name)
+    def of(self, *roles: Role) -> list[Slot]:
+        """The slots of these roles."""
+        return [slot for slot in self.slots.values() if slot.role in roles]
 
-    def kill(self) -> None:
+    async def keep(self) -> None:
+        """Starts processes that are wanted and have ended, as Kubernetes would; until cancelled."""
+        while True:
+            for slot in self.slots.values():
+                if slot.wanted and slot.process is not None and not slot.process.running:
+                    self.note(Done.ENDED, slot.process.name, code=slot.process.exit_code)
+                    self.start(slot)
+            await asyncio.sleep(_KEEP_S)
+
+    def kill_all(self) -> None:
         """Ends every process but etcd's. Safe to call again."""
-        for process in (*self.agents.values(), *self.others.values(), *self.collectors.values()):
-            process.kill()
+        for slot in self.slots.values():
+            slot.wanted = False
+            if slot.process is not None:
+                slot.process.kill()
 
     # --- what etcd holds, as far as the observer has seen ---------------------------------------------------------
 
-    def leading(self) -> str | None:
-        """The collector that has the oldest key, has proved it and not given it up, whether or not it still runs."""
-        prefix = self.keyspace.campaign(COLLECTOR_ELECTION)
-        candidates = {key: each for key, each in self.observer.stored.items() if key.startswith(prefix)}
-        world = World(self.keyspace, candidates=candidates)
-        found = world.collector()
-        return found[0] if found and not world.has_given_up(found[0]) else None
+    def candidates(self, election: str) -> list[tuple[int, CandidateRecord | None]]:
+        """The create revisions and records of those that stand, the oldest first."""
+        prefix = self.keyspace.campaign(election)
+        found = [each for key, each in self.observer.stored.items() if key.startswith(prefix)]
+        return [(each.created, CandidateRecord.decode(each.value)) for each in sorted(found, key=lambda it: it.created)]
+
+    def leader(self, election: str) -> str | None:
+        """The id of the candidate with the oldest key that has proved it."""
+        for _, record in self.candidates(election)[:1]:
+            return record.id if record is not None and record.elected_at else None
+        return None
+
+    def leading(self, *roles: Role) -> Slot | None:
+        """The slot whose process leads the orchestrators, or the collectors."""
+        if Role.COLLECTOR in roles:
+            collector = self.leader(COLLECTOR_ELECTION)
+            return next((slot for slot in self.of(*roles) if slot.process and slot.process.name == collector), None)
+        return self.slots.get(self.leader(self.settings.election) or "")
 
     def alive(self) -> set[str]:
         """The agents with a liveness key."""
-        prefix = self.keyspace.alive_prefix
-        return {key[len(prefix) :].decode() for key in self.observer.stored if key.startswith(prefix)}
+        keys = map(self.keyspace.parse, self.observer.stored)
+        return {key.agent for key in keys if isinstance(key, AliveKey)}
 
     def stale(self) -> set[str]:
         """The agents with state that are not alive."""
-        prefix = self.keyspace.state_prefix
-        parsed = (self.keyspace.parse(key) for key in self.observer.stored if key.startswith(prefix))
-        return {key.agent for key in parsed if isinstance(key, StateKey)} - self.alive()
+        keys = map(self.keyspace.parse, self.observer.stored)
+        return {key.agent for key in keys if isinstance(key, StateKey)} - self.alive()
 
     def requests(self) -> bool:
         """Whether an operator has asked for a reap, and nobody has done it."""
@@ -149,118 +234,106 @@ class System:
         except TimeoutError:
             raise DrillFailed(f"{otherwise} after {timeout_s:g} s") from None
 
-    # --- times of a drill ------------------------------------------------------------------------------------------
-
-    async def populate(self, agents: Iterable[str], *, collectors: int) -> None:
-        """Starts collectors and agents, of which half keep their state when they leave; returns when all live."""
-        for _ in range(collectors):
-            self.start_collector()
-        for number, name in enumerate(agents):
-            self.agents[name] = self.start_agent(name, keep_state=number % 2 == 0)
-            await asyncio.sleep(_POLL_S)
-        await self.until(lambda: self.alive() >= self.agents.keys(), _HEALTHY_S, "not all agents live")
-        await self.until(self._collects, _HEALTHY_S, "no collector leads")
-
-    async def mend(self) -> None:
-        """Starts members of etcd that are down, and resumes those that stand still."""
-        for member in self.cluster.members:
-            if member.running and not member.paused:
-                continue
-            member.resume()
-            await member.start()
-            self.note(What.DISTURBED, member.name, how="mend", unwell=False)
-
-    async def settle(self) -> None:
-        """Makes all well, and waits until nothing is stale any more; what is for too long, the checker tells."""
-        settings = self.starter.settings
-        self.resume_collectors()
-        await self.mend()
-        if not self.running_collectors():
-            self.start_collector()
-        await self.cluster.wait_healthy()
-        await self.until(self._collects, _HEALTHY_S, "no collector leads")
-        await asyncio.sleep(settings.ttl_s + 1)  # for the leases of those that were killed
-        began_at_s = self.client.clock.now_s()
-        give_up_at_s = began_at_s + settings.bound_s + settings.reconcile_s + 2 * _PROBE_S
-        while self.stale() and self.client.clock.now_s() < give_up_at_s:
-            await asyncio.sleep(_POLL_S)
-        self.note("settled", stale=sorted(self.stale()), took_s=self.client.clock.now_s() - began_at_s)
-
-    def _collects(self) -> bool:
-        leading = self.leading()
-        breaker = self.observer.stored.get(self.keyspace.breaker)
-        is_open = breaker is not None and object_of(breaker.value)["open"]
-        return leading in {process.name for process in self.running_collectors()} and not is_open
-
-    async def end(self) -> None:
-        """All agents leave and are collected, all collectors leave; then notes what leases etcd still holds."""
-        settings = self.starter.settings
-        await self._all_leave([*self.agents.values(), *self.others.values()])
-        await asyncio.sleep(settings.ttl_s)  # for the leases of those that were killed
-        await self.until(lambda: not self.stale(), settings.bound_s + _HEALTHY_S, "not everything is collected")
-        await self.until(lambda: not self.requests(), REQUEST_TTL_S + _HEALTHY_S, "a request to reap is still there")
-        await self._all_leave(list(self.collectors.values()))
-        await asyncio.sleep(settings.ttl_s + 1)
-        answer = await self.client.leases()
-        await self.observer.reach(answer.header.revision)
-        keys = {}
-        for each in answer.leases:
-            found = await self.client.lease_time_to_live(each.ID, keys=True)
-            if found.TTL >= 0:
-                keys[f"{each.ID:x}"] = [key.decode("latin-1") for key in found.keys]
-        self.note(FINAL, leases=keys)
-
-    async def _all_leave(self, processes: list[Process]) -> None:
-        for process in processes:
-            process.send(signal.SIGCONT)
-            process.send(signal.SIGTERM)
-        for process in processes:
-            if not await process.ended(_LEAVE_S):
-                raise DrillFailed(f"{process.name} has not ended {_LEAVE_S:g} s after SIGTERM")
+    # --- looking on ------------------------------------------------------------------------------------------------
 
     async def probe(self) -> None:
         """Reads etcd again and again, linearizably, and notes whether it answers; until cancelled."""
-        config = EtcdConfig(self.starter.endpoints, call_timeout_s=1.5, attempt_timeout_s=0.5)
+        config = replace(self.site.config, call_timeout_s=1.5, attempt_timeout_s=0.5)
         async with EtcdClient(config) as client:
             while True:
                 began_at_s = client.clock.now_s()
                 try:
-                    await client.get(b"probe")
+                    await client.get(_PROBE_KEY)
                 except EtcdError:
                     ok = False
                 else:
                     ok = True
                 ended_at_s = client.clock.now_s()
-                self.facts.write(Fact(began_at_s, What.PROBED, more={"ok": ok, "ended_at_s": ended_at_s}))
+                self.facts.write(Fact(began_at_s, Done.PROBED, more={"ok": ok, "ended_at_s": ended_at_s}))
                 await asyncio.sleep(_PROBE_S)
+
+    async def observe(self) -> None:
+        """Begins to write down what etcd does, from its first revision on, or from now where it was set back."""
+        client = await self._stack.enter_async_context(EtcdClient(self.site.config))
+        is_new = self._observing is None
+        self.observer = Observer(client, Journal(self.site.folder / (REVISIONS if is_new else LATER)))
+        if not is_new:
+            await self.observer.begin()
+        self._observing = self._group.create_task(self.observer.run())
+
+    @asynccontextmanager
+    async def set_back(self, *, bumped: bool) -> AsyncGenerator[None]:
+        """Around what starts etcd from a snapshot, once in a drill: what it does afterwards is another history."""
+        assert self._observing is not None
+        self.note(Done.SET_BACK, bumped=bumped)
+        self._observing.cancel()
+        await asyncio.wait({self._observing})
+        yield
+        await self.observe()
+
+    def watch(self) -> None:
+        """Begins to probe etcd, and to start again what ends."""
+        self._tasks += [self._group.create_task(self.probe()), self._group.create_task(self.keep())]
+
+    def unwatch(self) -> None:
+        """Ends what `watch` and `observe` have begun."""
+        for task in (*self._tasks, self._observing):
+            if task is not None:
+                task.cancel()
+
+
+_LETTERS = {
+    Role.REGISTER: "r",
+    Role.SERVER: "s",
+    Role.READER: "q",
+    Role.COLLECTOR: "c",
+    Role.ORCHESTRATOR: "o",
+    Role.BLOCKING: "b",
+    Role.AGENT: "w",
+}
+
+
+def _ports(servers: int) -> dict[str, int]:
+    names = ["r1", *(f"s{number}" for number in range(1, servers + 1))]
+    return dict(zip(names, free_ports(len(names), HOST), strict=True))
 
 
 @asynccontextmanager
-async def running(folder: Path, settings: Settings, collect_options: Sequence[str]) -> AsyncIterator[System]:
-    """A cluster of three members with an observer, and no agent yet; everything ends with the block.
+async def running(
+    folder: Path, settings: Settings, *, auth: bool = False, servers: int = 2, collect_options: tuple[str, ...] = ()
+) -> AsyncGenerator[System]:
+    """An etcd with an observer, and no process yet; everything ends with the block.
 
     Raises:
         HistoryLost: the observer cannot go on.
+        ElectionError: etcd does not start.
     """
-    write_settings(folder, settings)
-    facts, revisions = Journal(folder / FACTS), Journal(folder / REVISIONS)
-    async with await EtcdCluster.start(data_dir=folder / "etcd") as cluster:
-        config = EtcdConfig(cluster.endpoints, call_timeout_s=2.0)
-        async with EtcdClient(config) as client, EtcdClient(config) as watching:
-            observer = Observer(watching, revisions)
-            starter = Starter(folder, cluster.endpoints, settings, tuple(collect_options))
-            system = System(cluster, client, observer, starter, facts, Keyspace(settings.namespace))
-            system.note(What.DISTURBED, how="start", unwell=False)
-            failure: BaseException | None = None
-            try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(observer.run()), group.create_task(system.probe())]
+    failure: BaseException | None = None
+    async with AsyncExitStack() as stack:
+        site = await stack.enter_async_context(open_site(folder, members=settings.members, auth=auth))
+        settings = replace(settings, etcd=site.cluster.version)
+        write_settings(folder, settings)
+        try:
+            async with asyncio.TaskGroup() as group:
+                system = System(
+                    site=site,
+                    keyspace=Keyspace(settings.namespace),
+                    settings=settings,
+                    starter=Starter(folder, settings, site.user, collect_options),
+                    facts=Journal(folder / FACTS),
+                    ports=_ports(servers),
+                    _stack=stack,
+                    _group=group,
+                )
+                try:
+                    await system.observe()
+                    system.note(Done.DISTURBED, how="start", unwell=False)
+                    system.watch()
                     yield system
-                    for task in tasks:
-                        task.cancel()
-            except* (DrillFailed, HistoryLost) as failed:
-                failure = failed.exceptions[0]
-            finally:
-                system.kill()
-            if failure is not None:
-                raise failure
+                finally:
+                    system.unwatch()
+                    system.kill_all()
+        except* (DrillFailed, HistoryLost) as failed:
+            failure = failed.exceptions[0]
+    if failure is not None:
+        raise failure

@@ -24,8 +24,14 @@ class Done(StrEnum):
     """The fault has been taken back, and what it was done to runs again: `number`."""
     ALL_HEALED = "all healed"
     """No fault is in effect, and etcd answers; until the next `injected` the system has to get well."""
+    SETTLED = "settled"
+    """The time to get well is over: faults go on, or the drill ends."""
     STARTED = "process started"
-    """`who`: the process. `role`: orchestrator, blocking orchestrator, agent, collector, server, register, reader."""
+    """`who`: the process. `role`: orchestrator, blocking orchestrator, agent, collector, server, register, reader.
+    `slot`: the name that it shares with its predecessors, which is also a candidate's or an agent's id; a collector's
+    id is the process's name. `takeover`: an agent that may end the life of another one."""
+    ENDED = "process ended"
+    """Written after `who` was found to have ended, though nobody had told it to: `code`. It is started again."""
     KILLED = "process killed"
     """`who` gets SIGKILL."""
     GONE = "process gone"
@@ -36,6 +42,12 @@ class Done(StrEnum):
     """`who` goes on. Written before."""
     LEAVES = "process leaves"
     """`who` gets SIGTERM."""
+    DISTURBED = "disturbed"
+    """Something is done to etcd, or to what lies before it: `unwell` says whether any of that still lasts."""
+    PROBED = "probed"
+    """etcd was read: `ok`, and `ended_at_s`."""
+    EVICTED = "agent evicted"
+    """A stranger is about to delete the liveness key of `who`, an agent: `incarnation`."""
     ROBBED = "candidate robbed"
     """A stranger is about to delete the key, or revoke the lease, of a candidate: `who` (its id), `token` (its key's
     create revision, with the epoch), `how`: key or lease."""
@@ -47,8 +59,10 @@ class Done(StrEnum):
     CONTENT = "register content"
     """What a register holds at the end, in the order in which it was written: `who` (the register's name), `rows`: a
     list of [token, n, by]."""
+    LEASES = "leases"
+    """Every lease that etcd holds after all processes have left: `leases`: a list of keys for each."""
     LEFT_OVER = "left over"
-    """Found after everything has ended: `what`: a list of texts, one for each thing that should not be there."""
+    """Found after everything has ended: `texts`: a list of texts, one for each thing that should not be there."""
 
 
 class Told(StrEnum):
@@ -72,7 +86,7 @@ class Told(StrEnum):
     WROTE = "wrote"
     """The register has confirmed it: `register`, `token`, `n`, `ended_at_s`; `at_s` is from before the write."""
     REFUSED = "refused"
-    """The register has refused the token, so that nothing was written: as WROTE, and `seen`, the larger token."""
+    """The register has refused the token, so that nothing was written: as WROTE, and `why`."""
     UNSURE = "unsure"
     """The write failed, and may or may not have been done: as WROTE, and `why`."""
     SAW = "saw"

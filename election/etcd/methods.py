@@ -42,10 +42,26 @@ LEADER = Method("/v3electionpb.Election/Leader", el.LeaderRequest, el.LeaderResp
 RESIGN = Method("/v3electionpb.Election/Resign", el.ResignRequest, el.ResignResponse)
 
 MEMBER_LIST = Method("/etcdserverpb.Cluster/MemberList", rpc.MemberListRequest, rpc.MemberListResponse)
+MEMBER_ADD = Method("/etcdserverpb.Cluster/MemberAdd", rpc.MemberAddRequest, rpc.MemberAddResponse)
+MEMBER_REMOVE = Method("/etcdserverpb.Cluster/MemberRemove", rpc.MemberRemoveRequest, rpc.MemberRemoveResponse)
 STATUS = Method("/etcdserverpb.Maintenance/Status", rpc.StatusRequest, rpc.StatusResponse)
 ALARM = Method("/etcdserverpb.Maintenance/Alarm", rpc.AlarmRequest, rpc.AlarmResponse)
+DEFRAGMENT = Method("/etcdserverpb.Maintenance/Defragment", rpc.DefragmentRequest, rpc.DefragmentResponse)
 MOVE_LEADER = Method("/etcdserverpb.Maintenance/MoveLeader", rpc.MoveLeaderRequest, rpc.MoveLeaderResponse)
+
 AUTHENTICATE = Method("/etcdserverpb.Auth/Authenticate", rpc.AuthenticateRequest, rpc.AuthenticateResponse)
+AUTH_ENABLE = Method("/etcdserverpb.Auth/AuthEnable", rpc.AuthEnableRequest, rpc.AuthEnableResponse)
+USER_ADD = Method("/etcdserverpb.Auth/UserAdd", rpc.AuthUserAddRequest, rpc.AuthUserAddResponse)
+USER_CHANGE_PASSWORD = Method(
+    "/etcdserverpb.Auth/UserChangePassword", rpc.AuthUserChangePasswordRequest, rpc.AuthUserChangePasswordResponse
+)
+USER_GRANT_ROLE = Method(
+    "/etcdserverpb.Auth/UserGrantRole", rpc.AuthUserGrantRoleRequest, rpc.AuthUserGrantRoleResponse
+)
+ROLE_ADD = Method("/etcdserverpb.Auth/RoleAdd", rpc.AuthRoleAddRequest, rpc.AuthRoleAddResponse)
+ROLE_GRANT_PERMISSION = Method(
+    "/etcdserverpb.Auth/RoleGrantPermission", rpc.AuthRoleGrantPermissionRequest, rpc.AuthRoleGrantPermissionResponse
+)
 
 # Streams in both directions.
 WATCH = Method("/etcdserverpb.Watch/Watch", rpc.WatchRequest, rpc.WatchResponse)

@@ -8,19 +8,18 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from election import dial
 from election.breaker import Breaker, BreakerReason
-from election.dev.ports import free_ports
 from election.drill.checker.replay import object_of
-from election.drill.figures import Report
 from election.drill.history import Settings
-from election.drill.system import DrillFailed, System, running
+from election.drill.runner import Runner
+from election.drill.system import DrillFailed, Role, Slot, System, running
+from election.drill.workload.registers import SqliteRegister
 
 PROCESSES = 4
 """Half of them are killed."""
@@ -28,23 +27,23 @@ _LONGER_S = 2.0
 """For how long after the grace the breaker must still have held everything back."""
 _SOON_S = 5.0
 _START_S = 30.0
+_PACE = 5.0
 
 
-async def drill(folder: Path, settings: Settings, *, agents: int, hold_s: float, tell: Callable[[str], None]) -> Report:
-    """Runs the scenario, with its history in the folder, and judges it; the report has what was seen, in order.
+async def drill(folder: Path, *, agents: int, hold_s: float, tell: Callable[[str], None]) -> None:
+    """Runs the scenario, with its history in the folder.
 
     Raises:
         DrillFailed: something else was seen.
     """
+    settings = Settings("drill", seed=0, ttl_s=3, grace_s=3, reconcile_s=5)
     names = [f"w{number}" for number in range(1, agents + 1)]
     crowds = {f"p{number}": tuple(names[number::PROCESSES]) for number in range(PROCESSES)}
-    began_s = time.monotonic()
-    async with running(folder, settings, ("--breaker-hold", f"{hold_s:g}")) as system:
-        scenario = _Scenario(system, crowds, hold_s, tell)
-        await scenario.run()
-        await system.end()
-        version = system.cluster.version
-    return Report.of(folder, seen=scenario.seen, etcd=version, took_s=time.monotonic() - began_s)
+    async with running(folder, settings, collect_options=("--breaker-hold", f"{hold_s:g}"), servers=1) as system:
+        SqliteRegister(system.starter.sqlite).create()
+        SqliteRegister(system.starter.service_sqlite).create()
+        await _Scenario(system, crowds, hold_s, tell).run()
+        await Runner(system, {}, tell).end()
 
 
 @dataclass
@@ -53,16 +52,14 @@ class _Scenario:
     crowds: dict[str, tuple[str, ...]]
     hold_s: float
     tell: Callable[[str], None]
-    seen: list[str] = field(default_factory=list)
-    port: int = field(default_factory=lambda: free_ports(1, "127.0.0.1")[0])
 
     async def run(self) -> None:
         system = self.system
-        for _ in range(2):
-            system.start_collector()
-        system.start_server(self.port)
+        for role, count in ((Role.COLLECTOR, 2), (Role.SERVER, 1)):
+            for number in range(count):
+                system.start(await system.add(role, number + 1))
         for crowd in self.crowds:
-            system.start_crowd(crowd, self.crowds[crowd])
+            system.start(await self._crowd(crowd))
         await self._all_live()
 
         await self._vanish(self._told())
@@ -81,6 +78,13 @@ class _Scenario:
         await self._collected("the hold ended")
         await self._come_back()
 
+    async def _crowd(self, name: str) -> Slot:
+        """A process that is many agents, none of which is busy."""
+        endpoints, ids, starter = await self.system.site.endpoints_for(name), self.crowds[name], self.system.starter
+        slot = Slot(name, Role.AGENT, lambda process: starter.agent(process, ids, endpoints, "--pace", f"{_PACE}"))
+        self.system.slots[name] = slot
+        return slot
+
     # --- what is done, and what must come of it --------------------------------------------------------------------
 
     @property
@@ -95,8 +99,8 @@ class _Scenario:
         """Kills half of the processes: the breaker opens, and nothing is reaped, whatever is done meanwhile."""
         before = self._reaped()
         for crowd in self._half:
-            self.system.kill_crowd(crowd, self.crowds[crowd])
-        settings = self.system.starter.settings
+            self.system.kill(self.system.slots[crowd])
+        settings = self.system.settings
         everybody = {agent for agents in self.crowds.values() for agent in agents}
         await self._until(lambda: self.system.alive() == everybody - self._gone, settings.ttl_s + _SOON_S, "are gone")
         await self._until(lambda: self._breaker().open, _SOON_S, "the breaker is open")
@@ -111,21 +115,23 @@ class _Scenario:
     async def _told(self) -> None:
         """The same is told by the command, over etcd and over gRPC, by the API, and in the collector's events."""
         reason = BreakerReason.VANISHED.value
-        over_grpc = self._ask("show", "--server", f"127.0.0.1:{self.port}")
+        over_grpc = self._ask("show", "--server", self._server)
         for source, shown in zip(("etcd", "gRPC"), await asyncio.gather(self._ask("show"), over_grpc), strict=True):
             holds = shown["open"] is True and shown["reason"] == reason
             self._see(holds, f"`election breaker show` over {source} tells why")
-        async with dial(f"127.0.0.1:{self.port}") as client:
+        async with dial(self._server) as client:
             answer = (await client.breaker()).value
         self._see(answer.open and answer.reason is BreakerReason.VANISHED, "GetBreaker tells why")
-        leading = self.system.leading()
-        lines = map(json.loads, self.system.starter.output(leading or "").read_text().splitlines())
+        leading = self.system.leading(Role.COLLECTOR)
+        assert leading is not None
+        assert leading.process is not None
+        lines = map(json.loads, self.system.starter.output(leading.process.name).read_text().splitlines())
         told = [line for line in lines if "breaker" in line["event"]]
         self._see(bool(told) and told[-1].get("reason") == reason, "the collector's events tell why")
 
     async def _come_back(self) -> None:
         for crowd in self._half:
-            self.system.start_crowd(crowd, self.crowds[crowd])
+            self.system.start(self.system.slots[crowd])
         await self._all_live()
 
     async def _all_live(self) -> None:
@@ -138,11 +144,15 @@ class _Scenario:
 
     async def _collected(self, why: str) -> None:
         """Exactly the half that has vanished is reaped, and soon."""
-        bound_s = self.system.starter.settings.bound_s
+        bound_s = self.system.settings.bound_s
         await self._until(lambda: not self.system.stale(), bound_s, "all of them are collected")
         everybody = {agent for agents in self.crowds.values() for agent in agents}
         kept = self._reaped() == self._gone and self.system.alive() == everybody - self._gone
         self._see(kept, f"{why}, and the {len(self._gone)} that had vanished were reaped, and nobody else")
+
+    @property
+    def _server(self) -> str:
+        return f"127.0.0.1:{self.system.ports['s1']}"
 
     # --- what is seen ------------------------------------------------------------------------------------------------
 
@@ -159,7 +169,12 @@ class _Scenario:
 
     async def _ask(self, *words: str) -> dict[str, Any]:
         """Runs `election breaker ...` and returns its document."""
-        shared = ("--endpoints", ",".join(self.system.starter.endpoints), "--namespace", self.system.keyspace.namespace)
+        shared = (
+            "--endpoints",
+            ",".join(self.system.site.cluster.endpoints),
+            "--namespace",
+            self.system.keyspace.namespace,
+        )
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "election.cli", *shared, "-o", "json", "breaker", *words),
             stdout=asyncio.subprocess.PIPE,
@@ -175,5 +190,4 @@ class _Scenario:
     def _see(self, holds: bool, what: str) -> None:
         if not holds:
             raise DrillFailed(f"it is not so that {what}: {self._breaker()}, reaped {sorted(self._reaped())}")
-        self.seen.append(what)
         self.tell(what)

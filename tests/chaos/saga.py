@@ -8,9 +8,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from election.drill.checker.registers import ETCD, ETCD_KEY
 from election.drill.history import Change, Fact, History, Revision
 from election.drill.vocabulary import Done, Told
+from election.drill.workload.registers import ETCD, ETCD_KEY
 from election.records import CandidateRecord
 from election.token import Token
 from tests.chaos.story import KEYS, SETTINGS, Story
@@ -48,7 +48,7 @@ class Saga(Story):
         """All of it, with what the registers hold at the end, and nothing left over."""
         for register, rows in self.content.items():
             self.fact(Done.CONTENT, register, rows=rows)
-        self.fact(Done.LEFT_OVER, what=[])
+        self.fact(Done.LEFT_OVER, texts=[])
         told = tuple(sorted(self.told, key=lambda each: each.at_s))
         if self._before:
             return replace(super().history(), revisions=tuple(self._before), later=tuple(self.revisions), told=told)
@@ -149,12 +149,12 @@ class Saga(Story):
             self.do((ETCD_KEY, json.dumps({"token": token, "n": number, "by": by}).encode()))
         return self
 
-    def refused(self, process: str, register: str, token: Token, seen: Token) -> Self:
+    def refused(self, process: str, register: str, token: Token) -> Self:
         """It writes, and the register refuses the token."""
         at_s, (number, text) = self.now_s, self.tries(process, register, token)
         self.now_s += 0.01
         more = {"register": register, "token": text, "n": number, "ended_at_s": self.now_s}
-        return self.tell(Told.REFUSED, process, at_s=at_s, seen=str(seen), **more)
+        return self.tell(Told.REFUSED, process, at_s=at_s, why="deposed", **more)
 
     # --- readers -------------------------------------------------------------------------------------------------
 

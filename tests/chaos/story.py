@@ -10,10 +10,8 @@ from typing import Any, Self
 
 from election.agent_records import AgentRecord, StateEntry, Tombstone
 from election.breaker import Breaker, BreakerReason
-from election.drill.checker.agents import FINAL
-from election.drill.checker.deadlines import KILLED
-from election.drill.checker.health import What
 from election.drill.history import Change, Fact, History, Revision, Said, Settings, Stored
+from election.drill.vocabulary import Done
 from election.drill.workload.agent import PROCESS
 from election.keys import REGISTRATION, Keyspace
 from election.records import CandidateRecord
@@ -41,7 +39,7 @@ class Story:
         self.stored: dict[bytes, Stored] = {}
         self.incarnations: dict[str, int] = {}
         self._kept: dict[str, bytes] = {}
-        self.fact(What.DISTURBED, unwell=False)
+        self.fact(Done.DISTURBED, unwell=False)
         self.probe()
         self.collector("c1")
 
@@ -69,7 +67,7 @@ class Story:
     def probe(self, *, ok: bool = True) -> None:
         """Somebody reads etcd."""
         self.now_s += 0.002
-        self.fact(What.PROBED, ok=ok, ended_at_s=self.now_s + 0.001)
+        self.fact(Done.PROBED, ok=ok, ended_at_s=self.now_s + 0.001)
         self.now_s += 0.002
 
     def fact(self, what: str, who: str = "", /, **more: Any) -> Self:
@@ -106,6 +104,7 @@ class Story:
         old = [(key, None) for key in self.stored if key.startswith(KEYS.campaigns)]
         if old:
             self.do(*old)
+        self.fact(Done.STARTED, id, role="collector", slot=id)
         key = KEYS.candidate("_collector", 1000 + self.revision)
         self.do((key, CandidateRecord(id).encode()))
         return self.do((key, replace(CandidateRecord(id), elected_at=_AT).encode()))
@@ -145,7 +144,7 @@ class Story:
 
     def dies(self, agent: str) -> Self:
         """It is killed, and its lease ends when its TTL is over."""
-        return self.fact(KILLED, agent, process=f"{agent}-1").wait(SETTINGS.ttl_s).beat().vanish(agent)
+        return self.fact(Done.KILLED, f"{agent}-1").wait(SETTINGS.ttl_s).beat().vanish(agent)
 
     def beat(self) -> Self:
         """Some other agent writes something, so that the time is known."""
@@ -196,4 +195,4 @@ class Story:
 
     def ends(self, **leases: Sequence[str]) -> Self:
         """The drill is over, and these leases are left, with their keys."""
-        return self.fact(FINAL, leases={lease: list(keys) for lease, keys in leases.items()})
+        return self.fact(Done.LEASES, leases={lease: list(keys) for lease, keys in leases.items()})

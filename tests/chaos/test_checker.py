@@ -10,9 +10,9 @@ import pytest
 from election.agent_records import AgentRecord, StateEntry
 from election.drill.checker.agents import violations as check
 from election.drill.checker.deadlines import collected, stale_times
-from election.drill.checker.health import What, well
-from election.drill.checker.writes import EVICTS
+from election.drill.checker.health import well
 from election.drill.history import FACTS, REVISIONS, SETTINGS, Change, History, Journal, Revision, write_settings
+from election.drill.vocabulary import Done
 from election.keys import REGISTRATION
 from election.token import Token
 from tests.chaos.story import KEYS, Story
@@ -46,7 +46,7 @@ def test_a_history_in_which_all_is_well_is_accepted() -> None:
     story.lives("w2").leaves_without_state("w2")
     story.lives("w3").dies("w3").register("w3").write("w3")
     story.do((KEYS.state("s1", "task"), b'{"by": "stranger"}')).beat().wait(2).beat().reap("s1")
-    story.lives("w4").fact(EVICTS, "w4", incarnation=story.incarnations["w4"]).vanish("w4").say("acted", "w4")
+    story.lives("w4").fact(Done.EVICTED, "w4", incarnation=story.incarnations["w4"]).vanish("w4").say("acted", "w4")
     story.register("w4").write("w4")
     story.collector("c2")
     for agent in ("w1", "w3", "w4"):
@@ -244,19 +244,19 @@ def test_the_bound_begins_anew_when_all_is_well_again(fault: str) -> None:
     story = dead().wait(TOLD.bound_s - 7)
     match fault:
         case "quorum":
-            story.fact(What.DISTURBED, unwell=True).wait(20).fact(What.DISTURBED, unwell=False)
+            story.fact(Done.DISTURBED, unwell=True).wait(20).fact(Done.DISTURBED, unwell=False)
         case "member":
-            story.fact(What.DISTURBED, unwell=False)
+            story.fact(Done.DISTURBED, unwell=False)
         case "standstill":
             story.now_s += 20
         case "probe":
             story.probe(ok=False)
         case "collector":
-            story.fact(What.COLLECTOR_KILLED, "c1").wait(20).collector("c2")
+            story.fact(Done.KILLED, "c1").wait(20).collector("c2")
         case "paused collector":
-            story.fact(What.COLLECTOR_PAUSED, "c1").wait(20).fact(What.COLLECTOR_RESUMED, "c1")
+            story.fact(Done.PAUSED, "c1").wait(20).fact(Done.RESUMED, "c1")
         case "leave":
-            story.fact(What.COLLECTOR_LEAVES, "c1").wait(20).collector("c2")
+            story.fact(Done.LEAVES, "c1").wait(20).collector("c2")
         case "takeover":
             story.collector("c2")
         case "breaker":
@@ -271,10 +271,10 @@ def test_a_collector_that_is_gone_is_not_well_and_others_do_not_count() -> None:
     story = dead()
     before = well(story.history())
     assert len(before) == 1
-    story.fact(What.COLLECTOR_KILLED, "c7").wait(1)
+    story.fact(Done.KILLED, "c7").wait(1)
     assert len(well(story.history())) == 1
-    story.fact(What.COLLECTOR_KILLED, "c1").wait(5)
-    story.fact(What.COLLECTOR_RESUMED, "c1").wait(5)
+    story.fact(Done.KILLED, "c1").wait(5)
+    story.fact(Done.RESUMED, "c1").wait(5)
     [only] = well(story.history())
     assert story.now_s - only.ended_at_s > 9.9
 
@@ -328,8 +328,8 @@ def test_at_the_end_only_tombstones_are_left() -> None:
     tombstone = f"/election/drill/agents/reaped/w1/{over().incarnations['w1']}"
     assert check(over().breaker(open=False).ends(a1=[tombstone]).history()) == []
     refused(over().ends(a1=[]), "lease a1 is left")
-    assert check(over().fact(What.COLLECTOR_KILLED, "c1").ends(a1=[]).history()) == []
-    refused(over().fact(What.COLLECTOR_KILLED, "c1").ends(a1=[], a2=[]), "lease a1 is left", "lease a2 is left")
+    assert check(over().fact(Done.KILLED, "c1").ends(a1=[]).history()) == []
+    refused(over().fact(Done.KILLED, "c1").ends(a1=[], a2=[]), "lease a1 is left", "lease a2 is left")
     refused(over().ends(a1=[tombstone, "/election/drill/agents/alive/w1"]), "lease a1 is left")
     refused(over().do((KEYS.reap_request("w1"), b"{}")).ends(), "collector/reap/w1' is left")
     refused(over().do((KEYS.draining("w1"), b"{}")).ends(), "agents/draining/w1' is left")

@@ -17,10 +17,11 @@ from election.drill.checker.judge import NOTHING_LEFT
 from election.drill.checker.leaders import NO_ACT_AFTER, ONE_LEADER, TOKENS_GROW
 from election.drill.checker.progress import PROGRESS
 from election.drill.checker.readings import READERS
-from election.drill.checker.registers import ETCD, FENCE, NO_WRITE_LOST
+from election.drill.checker.registers import FENCE, NO_WRITE_LOST
 from election.drill.checker.terms import terms
 from election.drill.history import FACTS, LATER, REVISIONS, History, Journal, write_settings
 from election.drill.vocabulary import Done, Told
+from election.drill.workload.registers import ETCD
 from election.token import Token
 from tests.chaos.saga import TERM_S, Saga
 from tests.chaos.story import SETTINGS
@@ -64,7 +65,7 @@ def whole() -> Saga:
     story.leads("o1", 1).writes("o1").writes("o1", ETCD).sees("o1").sees("o1", "watch")
     story.fault("hand over", "o1").loses("o1").goes("o1").leads("o2", 1).heals().sees("o2").writes("o2", ETCD)
     story.fault("kill", "o2").kills("o2").wait(TERM_S + 1).goes("o2").leads("o3", 1).heals().healed()
-    story.goes_on("o3", BOUND_S + 6).writes("o3").refused("o1", "sqlite", story.tokens["o1"], story.tokens["o3"])
+    story.goes_on("o3", BOUND_S + 6).writes("o3").refused("o1", "sqlite", story.tokens["o1"])
     story.writes("o3", ETCD).fact(Done.LEAVES, "o3").loses("o3").goes("o3").sees("")
     return story
 
@@ -269,15 +270,16 @@ def test_what_two_write_at_a_time_may_come_in_any_order() -> None:
 
 
 def test_a_fence_refuses_nobody_who_has_the_largest_token() -> None:
-    """Nor for a token with which nobody came; one that was only tried is reason enough."""
+    """One that was only tried is reason enough; etcd also refuses one whose key is gone."""
     old, new = (two().tokens[process] for process in ("o1", "o2"))
-    held(two().refused("o1", "sqlite", old, new), FENCE)
-    violated(two().refused("o2", "sqlite", new, old), FENCE, "nobody had come with a larger token")
-    violated(two().refused("o1", "sqlite", old, old), FENCE, "which is not larger")
-    violated(two().refused("o1", "sqlite", old, Token(7, 7)), FENCE, "with which nobody had come")
+    held(two().refused("o1", "sqlite", old), FENCE)
+    violated(two().refused("o2", "sqlite", new), FENCE, "nobody had come with a larger token")
+    new = two(ETCD).tokens["o2"]
+    held(two(ETCD).goes("o2").refused("o2", ETCD, new), FENCE)  # its key is gone, and that is what etcd compares
+    violated(two(ETCD).refused("o2", ETCD, new), FENCE, "nobody had come with a larger token")
     story = Saga().leads("o1", 1).goes("o1").leads("o2")
     story.tries("o2", "sqlite")
-    held(story.refused("o1", "sqlite", old, story.tokens["o2"]).writes("o2"), FENCE)
+    held(story.refused("o1", "sqlite", old).writes("o2"), FENCE)
 
 
 def test_a_register_in_etcd_may_go_back_with_etcd_and_no_other_may() -> None:
@@ -314,7 +316,7 @@ def test_no_confirmed_write_is_lost() -> None:
     violated(two().holds("sqlite", "9-9", 7, "o2"), NO_WRITE_LOST, "with 9-9, which it never tried")
     story = two()
     violated(
-        story.refused("o1", "sqlite", story.tokens["o1"], story.tokens["o2"]).holds("sqlite", "0-4", 2, "o1"),
+        story.refused("o1", "sqlite", story.tokens["o1"]).holds("sqlite", "0-4", 2, "o1"),
         NO_WRITE_LOST,
         "has refused write 2 of o1",
     )
@@ -474,7 +476,7 @@ def test_nothing_is_left_over() -> None:
     without = tuple(fact for fact in history.facts if fact.what != Done.LEFT_OVER)
     unknown(replace(history, facts=without), NOTHING_LEFT, "nothing to examine")
     story = Saga()
-    story.fact(Done.LEFT_OVER, what=["process 7"])
+    story.fact(Done.LEFT_OVER, texts=["process 7"])
     violated(story, NOTHING_LEFT, "process 7")
     story = Saga().leads("o1")
     story.ends()

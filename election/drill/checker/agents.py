@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from election.drill.checker.deadlines import overdue, stale_times
 from election.drill.checker.harm import times
-from election.drill.checker.health import What
 from election.drill.checker.kept import Kept
 from election.drill.checker.reaps import Reaps
 from election.drill.checker.replay import World, replay
@@ -18,8 +17,6 @@ from election.drill.history import History, Revision
 from election.drill.vocabulary import Done
 from election.keys import AliveKey, CandidateKey, DrainingKey, Keyspace, ReapRequestKey, StateKey, TombstoneKey
 
-FINAL = "final"
-"""The fact that tells, after all have left, every lease that etcd holds, and its keys."""
 INVARIANTS = {
     "history is whole": ("history",),
     "only the dead are reaped": ("reap", "token"),
@@ -105,7 +102,7 @@ def _whole(world: World, revision: Revision) -> Iterator[Violation]:
 
 def left_behind(history: History) -> Iterator[Violation]:
     """Once all have left and everything is collected there are tombstones, their leases, and nothing else."""
-    final = next((fact for fact in history.facts if fact.what == FINAL), None)
+    final = next((fact for fact in history.facts if fact.what == Done.LEASES), None)
     if final is None:
         return
     world = World(Keyspace(history.settings.namespace))
@@ -133,5 +130,6 @@ def _may_be_left(history: History) -> int:
     A collector grants one before it reaps. It cannot give it back when it is killed in between, and must not when it
     does not know whether etcd has put the tombstone, as after a pause that has cost it its term.
     """
-    hurt = sum(fact.what in (What.COLLECTOR_KILLED, What.COLLECTOR_PAUSED) for fact in history.facts)
-    return hurt + sum(fact.what == What.DISTURBED and bool(fact.more["unwell"]) for fact in history.facts)
+    collectors = {fact.who for fact in history.facts if fact.what == Done.STARTED and fact.more["role"] == "collector"}
+    hurt = sum(fact.what in (Done.KILLED, Done.PAUSED) and fact.who in collectors for fact in history.facts)
+    return hurt + sum(fact.what == Done.DISTURBED and bool(fact.more["unwell"]) for fact in history.facts)

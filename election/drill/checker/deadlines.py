@@ -10,8 +10,7 @@ from election.drill.checker.replay import outcomes
 from election.drill.checker.violation import Violation
 from election.drill.checker.writes import process_of
 from election.drill.history import History
-
-KILLED = "agent killed"
+from election.drill.vocabulary import Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class Collected:
 
 def stale_times(history: History) -> list[Stale]:
     """All of them, in the order in which they began."""
-    killed_at_s = {fact.more["process"]: fact.at_s for fact in history.facts if fact.what == KILLED}
+    killed_at_s = {fact.who: fact.at_s for fact in history.facts if fact.what == Done.KILLED}
     begun: dict[str, Stale] = {}
     ended: list[Stale] = []
     process: dict[str, str] = {}

@@ -7,21 +7,7 @@ from dataclasses import dataclass, field
 
 from election.drill.checker.replay import outcomes
 from election.drill.history import Fact, History
-
-
-class What:
-    """The facts that this is about."""
-
-    DISTURBED = "disturbed"
-    """Something is done to etcd; `unwell` says whether it cannot serve afterwards, or a member stands still."""
-    PROBED = "probed"
-    """etcd was read: `ok`, and `ended_at_s`."""
-    COLLECTOR_LEAVES = "collector leaves"
-    """It is told to; it cannot delete its key while etcd does not serve."""
-    COLLECTOR_KILLED = "collector killed"
-    COLLECTOR_PAUSED = "collector paused"
-    COLLECTOR_RESUMED = "collector resumed"
-
+from election.drill.vocabulary import Done
 
 _UNSEEN_S = 1.5
 """Nobody knows whether all was well when etcd was not read for so long, though it should have been."""
@@ -63,15 +49,15 @@ class _Health:
             self.standing = event
             return event.at_s
         match event.what:
-            case What.DISTURBED:
+            case Done.DISTURBED:
                 self.disturbed_at_s, self.unwell, self.etcd_since_s = event.at_s, event.more["unwell"], None
                 return event.at_s
-            case What.PROBED:
+            case Done.PROBED:
                 return self._probed(event)
-            case What.COLLECTOR_KILLED | What.COLLECTOR_LEAVES | What.COLLECTOR_PAUSED:
-                (self.paused if event.what == What.COLLECTOR_PAUSED else self.ended).add(event.who)
+            case Done.KILLED | Done.LEAVES | Done.PAUSED:
+                (self.paused if event.what == Done.PAUSED else self.ended).add(event.who)
                 return event.at_s if event.who == self.standing.collector else None
-            case What.COLLECTOR_RESUMED:
+            case Done.RESUMED:
                 self.paused.discard(event.who)
         return None
 

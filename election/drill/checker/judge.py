@@ -48,6 +48,6 @@ def _silent(history: History, *roles: str) -> Iterator[str]:
 def _remains(history: History) -> Verdict:
     """What the runner has found at the end, and what is in etcd then."""
     told = [fact for fact in history.facts if fact.what == Done.LEFT_OVER]
-    found = [Violation(NOTHING_LEFT, 0, "", text, fact.at_s) for fact in told for text in fact.more.get("what", ())]
+    found = [Violation(NOTHING_LEFT, 0, "", text, fact.at_s) for fact in told for text in fact.more["texts"]]
     holes = [f"{len(told)} times it was told what is left over"] if len(told) > 1 else []
     return Verdict.of(NOTHING_LEFT, len(told), [*found, *left_behind(until_set_back(history))], holes)

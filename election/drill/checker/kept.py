@@ -1,4 +1,4 @@
-"""What agents have put back: all that they keep, unless nothing but themselves was there since; then nothing."""
+"""What agents have put back: all that they keep and nobody has stored since; nothing, when nobody else was there."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ class Kept:
                 if written and (agent, process, registration.modified) in self._lived:
                     yield Violation("kept", step.number, agent, f"{sorted(written)} were put back, and were not gone")
                 continue
+            there = world.states.get(agent, {})
             for said in self._last(agent, process, step.number):
-                if written.get(said.key) != said.at_s:
+                if said.key not in there and written.get(said.key) != said.at_s:
                     text = f"{said.key!r} of {said.at_s:.3f} was kept, and not put back after a reap"
                     yield Violation("kept", step.number, agent, text)
 

@@ -43,11 +43,23 @@ def calms(history: History) -> list[Calm]:
 
 
 def progress(history: History, holes: Sequence[str]) -> Verdict:
-    """The verdict: of every calm that was long enough, and that every fault was taken back."""
+    """The verdict on every calm, and on whether every fault was taken back."""
     bound_s = history.settings.takeover_bound_s
-    long = [calm for calm in calms(history) if calm.ended_at_s - calm.began_at_s >= bound_s]
+    all_of_them = calms(history)
+    long = [calm for calm in all_of_them if calm.ended_at_s - calm.began_at_s >= bound_s]
     found = [*_led(history, long), *_written(history, long), *_unhealed(history)]
-    return Verdict.of(PROGRESS, len(long), sorted(found, key=lambda each: each.at_s), holes)
+    return Verdict.of(PROGRESS, _seen(history, all_of_them), sorted(found, key=lambda each: each.at_s), holes)
+
+
+def _seen(history: History, calms: Sequence[Calm]) -> int:
+    """In how many calms it is known how they went: those that were long enough, and those in which all was well."""
+    bound_s = history.settings.takeover_bound_s
+    told = registers(history)
+    return sum(
+        calm.ended_at_s - calm.began_at_s >= bound_s
+        or all(_any_in(register.wrote, calm.began_at_s, calm.ended_at_s) for register in told)
+        for calm in calms
+    )
 
 
 def _led(history: History, long: Sequence[Calm]) -> Iterator[Violation]:

@@ -30,19 +30,22 @@ def readings(history: History, holes: Sequence[str]) -> Verdict:
 def _backwards(history: History, told: Sequence[Fact]) -> Iterator[Violation]:
     """A smaller token after a larger one: of one server, asked one after the other, or within one watch.
 
+    Several servers that stand in for each other have a name of their own; when asked, they may know less by turns.
     What a server knows begins anew when it is started, and when etcd is set back: nothing is compared across that.
     """
     set_back_s = times(history.facts, Done.SET_BACK)
     starts_s: dict[str, list[float]] = defaultdict(list)
     for fact in history.facts:
         if fact.what == Done.STARTED:
-            starts_s[fact.who].append(fact.at_s)
+            starts_s[fact.more.get("slot", fact.who)].append(fact.at_s)
     highest: dict[tuple[object, ...], Fact] = {}
     for fact in told:
         if "token" not in fact.more:
             continue
         server, via = fact.more["server"], fact.more["via"]
-        breaks_s = (*set_back_s, *starts_s[server])
+        if via == "get" and server not in starts_s:
+            continue
+        breaks_s = (*set_back_s, *starts_s.get(server, ()))
         if any(fact.at_s <= break_s <= fact.more["ended_at_s"] for break_s in breaks_s):
             continue
         age = sum(break_s < fact.at_s for break_s in breaks_s)

@@ -10,18 +10,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from election.drill.checker.eras import eras
+from election.drill.checker.eras import eras, terms_in_etcd
 from election.drill.checker.harm import times
 from election.drill.checker.replay import object_of
 from election.drill.checker.verdict import Verdict
 from election.drill.checker.violation import Violation
 from election.drill.history import Fact, History
 from election.drill.vocabulary import Done, Told
+from election.drill.workload.registers import ETCD, ETCD_KEY
 from election.token import Token
 
 FENCE, NO_WRITE_LOST = "fence", "no acknowledged write lost"
-ETCD, ETCD_KEY = "etcd", b"drill/register"
-"""The register that is a key of etcd. It is set back together with etcd, and others are not."""
+_NEVER_S = float("inf")
+_SEEN_LATE_S = 10.0
+"""By so much the end of a term may be seen later than it was, when the observer is cut off itself."""
 _WRITTEN = (Told.WRITES, Told.WROTE, Told.REFUSED, Told.UNSURE)
 
 
@@ -47,6 +49,8 @@ class Register:
     read_at_s: float = 0.0
     parts: list[list[Row]] = field(default_factory=list)
     set_back_s: Sequence[float] = ()
+    over_at_s: dict[Token, float] = field(default_factory=dict)
+    """Of etcd: when the key of each term was seen to be gone. Nothing is let through after that."""
 
     @property
     def rows(self) -> list[Row]:
@@ -80,10 +84,17 @@ def registers(history: History) -> list[Register]:
             register.read_at_s = fact.at_s
     for register in found.values():
         register.parts = [register.content or []]
-        if register.name == ETCD:
-            register.parts = _of_etcd(history) or register.parts
-            register.set_back_s = times(history.facts, Done.SET_BACK)
+    if ETCD in found:
+        _follow_etcd(found[ETCD], history)
     return list(found.values())
+
+
+def _follow_etcd(register: Register, history: History) -> None:
+    """Adds what etcd's revisions tell."""
+    register.parts = _of_etcd(history) or register.parts
+    register.set_back_s = times(history.facts, Done.SET_BACK)
+    for terms in terms_in_etcd(history):
+        register.over_at_s |= terms.over_at_s
 
 
 def _of_etcd(history: History) -> list[list[Row]]:
@@ -153,28 +164,20 @@ def _let_through(register: Register) -> Iterator[Violation]:
 
 
 def _wrongly_refused(register: Register) -> Iterator[Violation]:
-    """A write was refused although nobody had come with a larger token, or with the one that was told."""
+    """A write was refused although nobody had come with a larger token, and etcd held the term's key."""
     tried = sorted(register.tried.values(), key=lambda fact: fact.at_s)
     highest: Token | None = None
     number = 0
-    came_s: dict[Token, float] = {}
-    for fact in tried:
-        came_s.setdefault(_token(fact), fact.at_s)
     for refusal in sorted(register.refused, key=lambda fact: fact.more["ended_at_s"]):
         ended_at_s = refusal.more["ended_at_s"]
         while number < len(tried) and tried[number].at_s <= ended_at_s:
             highest = max(highest or _token(tried[number]), _token(tried[number]))
             number += 1
-        seen = Token.parse(refusal.more["seen"]) if refusal.more.get("seen") else None
-        if highest is None or _token(refusal) >= highest:
+        larger = highest is not None and _token(refusal) < highest
+        over_s = register.over_at_s.get(_token(refusal), _NEVER_S)
+        if not larger and over_s > ended_at_s + _SEEN_LATE_S:
             text = f"register {register.name} refused {_of(refusal)}, and nobody had come with a larger token"
-        elif seen is not None and seen <= _token(refusal):
-            text = f"register {register.name} refused {_of(refusal)} for {seen}, which is not larger"
-        elif seen is not None and came_s.get(seen, float("inf")) > ended_at_s:
-            text = f"register {register.name} refused {_of(refusal)} for {seen}, with which nobody had come"
-        else:
-            continue
-        yield Violation(FENCE, 0, "", text, refusal.at_s)
+            yield Violation(FENCE, 0, "", text, refusal.at_s)
 
 
 # --- what was written ---------------------------------------------------------------------------------------------

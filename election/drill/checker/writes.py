@@ -10,16 +10,13 @@ from election.agent_records import AgentRecord
 from election.drill.checker.replay import Step, World, object_of
 from election.drill.checker.violation import Violation
 from election.drill.history import Change, History, Said, Stored
+from election.drill.vocabulary import Done
 from election.drill.workload.agent import PROCESS
 from election.keys import REGISTRATION
 
 STRANGER = "stranger"
 """Who writes the values that the drill puts by hand."""
-STARTED = "agent started"
-"""The fact that a process is started; with `takeover` it may end the life of another one."""
 _TAKES_OVER_S = 30.0
-EVICTS = "evicts"
-"""The fact that the liveness key of an incarnation is deleted by hand."""
 
 
 @dataclass
@@ -37,9 +34,13 @@ class Writes:
         self._deletes = Counter((each.agent, each.incarnation, each.key) for each in said if each.what == "deletes")
         self._leaves = {(each.agent, each.process) for each in said if each.what == "leaves"}
         self._takeovers = [
-            (fact.who, fact.at_s) for fact in self.history.facts if fact.what == STARTED and fact.more["takeover"]
+            (fact.more["slot"], fact.at_s)
+            for fact in self.history.facts
+            if fact.what == Done.STARTED and fact.more.get("takeover")
         ]
-        self._evicted = {(each.who, each.more["incarnation"]) for each in self.history.facts if each.what == EVICTS}
+        self._evicted = {
+            (each.who, each.more["incarnation"]) for each in self.history.facts if each.what == Done.EVICTED
+        }
 
     def judge(self, world: World, step: Step) -> Iterator[Violation]:
         """The violations of one revision."""

@@ -24,17 +24,33 @@ class Lane(StrEnum):
     """Members, their disks, their history, and what lies between them."""
     CLIENTS = "clients"
     """What lies between etcd and its clients, and what strangers do to keys."""
-    PROCESSES = "processes"
-    """Orchestrators, agents, collectors and servers."""
+    ORCHESTRATORS = "orchestrators"
+    FLEET = "fleet"
+    """Agents, collectors, servers and services."""
 
 
 class Stage(Protocol):
     """Where the faults of etcd and of the network are done."""
 
-    site: Site
-    keyspace: Keyspace
-    rng: random.Random
-    """Decides everything that the fault leaves to chance."""
+    @property
+    def site(self) -> Site:
+        """Etcd, and all that lies before it."""
+        ...
+
+    @property
+    def keyspace(self) -> Keyspace:
+        """Of the namespace that is hurt."""
+        ...
+
+    @property
+    def election(self) -> str:
+        """The election that the orchestrators stand for."""
+        ...
+
+    @property
+    def rng(self) -> random.Random:
+        """Decides everything that the fault leaves to chance."""
+        ...
 
     def on(self, who: str) -> None:
         """To be called once, right before the harm begins: notes that the fault is injected, and on whom."""
@@ -55,7 +71,8 @@ class Fault(Generic[S]):
 
     `act` is entered to do it, and left, after a time from `hold_s`, to take it back; it returns from either when that
     is done. It raises Nobody before it has called `on` where there is nobody to be hurt. `unavailable` says why it
-    cannot be done on this machine or to this etcd; an empty text says that it can.
+    cannot be done on this machine; an empty text says that it can. One that `needs_users` wants an etcd that has them.
+    One that `ends_drill` is done once, after all others: what comes after it has another history.
     """
 
     name: str
@@ -63,4 +80,6 @@ class Fault(Generic[S]):
     lane: Lane
     hold_s: tuple[float, float]
     act: Callable[[S], AbstractAsyncContextManager[None]]
-    unavailable: Callable[[Site], str] = lambda site: ""
+    unavailable: Callable[[], str] = str
+    needs_users: bool = False
+    ends_drill: bool = False

@@ -15,7 +15,7 @@ from election.drill.checker.replay import outcomes
 from election.drill.checker.terms import Term, terms
 from election.drill.history import Fact, History
 from election.drill.report.figures import span
-from election.drill.report.lives import lane_names, lives
+from election.drill.report.lives import lives
 from election.drill.report.vacancies import unfinished, vacancies
 from election.drill.vocabulary import Done, Told
 
@@ -50,7 +50,7 @@ class Picture:
         self._verdicts = verdicts
         self._began_at_s, self._ended_at_s = span(history)
         self._lives = lives(history, self._ended_at_s)
-        self._lane_of = lane_names(self._lives)
+        self._lane_of = {life.process: life.slot for life in self._lives}
         self._lanes: dict[str, Lane] = {}
         self._terms = terms(history)
         self._colours: dict[str, int] = {}
@@ -100,8 +100,8 @@ class Picture:
                 began_at_s, ended_at_s = self._at(life.began_at_s), self._at(life.ended_at_s)
                 lane = self._lane(life.process, life.role)
                 lane.bars.append([began_at_s, ended_at_s, "life", "", f"{life.process} ({life.role}) runs"])
-                if life.end == "killed":
-                    lane.ticks.append([ended_at_s, "killed", f"{life.process} gets SIGKILL"])
+                if life.end in ("killed", "ended by itself"):
+                    lane.ticks.append([ended_at_s, "killed", f"{life.process} {life.end}"])
         for who, from_s, until_s in pauses(self._history):
             if self._lane_of.get(who, who) in self._lanes:
                 text = f"{who} stands still"
@@ -134,8 +134,8 @@ class Picture:
             if fact.what in _ANSWERS:
                 style, more = _ANSWERS[Told(fact.what)], fact.more
                 text = f"{more['register']} {style} {more['n']} with {more['token']}"
-                if seen := more.get("seen") or more.get("why"):
-                    text += f": {seen}"
+                if why := more.get("why"):
+                    text += f": {why}"
                 self._lane(more["process"], "orchestrator").ticks.append([self._at(fact.at_s), style, text])
 
     # --- readers and collectors --------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ The part of etcd's v3 API that this project calls. Names and numbers are etcd's.
 
 import builtins
 import collections.abc
+import election.pb.etcd.auth_pb2
 import election.pb.etcd.kv_pb2
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
@@ -1282,3 +1283,204 @@ class AuthenticateResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["header", b"header", "token", b"token"]) -> None: ...
 
 Global___AuthenticateResponse: typing_extensions.TypeAlias = AuthenticateResponse
+
+@typing.final
+class AuthEnableRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___AuthEnableRequest: typing_extensions.TypeAlias = AuthEnableRequest
+
+@typing.final
+class AuthEnableResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    @property
+    def header(self) -> Global___ResponseHeader: ...
+    def __init__(
+        self,
+        *,
+        header: Global___ResponseHeader | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["header", b"header"]) -> None: ...
+
+Global___AuthEnableResponse: typing_extensions.TypeAlias = AuthEnableResponse
+
+@typing.final
+class AuthUserAddRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    PASSWORD_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    password: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        password: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "password", b"password"]) -> None: ...
+
+Global___AuthUserAddRequest: typing_extensions.TypeAlias = AuthUserAddRequest
+
+@typing.final
+class AuthUserAddResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    @property
+    def header(self) -> Global___ResponseHeader: ...
+    def __init__(
+        self,
+        *,
+        header: Global___ResponseHeader | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["header", b"header"]) -> None: ...
+
+Global___AuthUserAddResponse: typing_extensions.TypeAlias = AuthUserAddResponse
+
+@typing.final
+class AuthUserChangePasswordRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    PASSWORD_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    password: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        password: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "password", b"password"]) -> None: ...
+
+Global___AuthUserChangePasswordRequest: typing_extensions.TypeAlias = AuthUserChangePasswordRequest
+
+@typing.final
+class AuthUserChangePasswordResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    @property
+    def header(self) -> Global___ResponseHeader: ...
+    def __init__(
+        self,
+        *,
+        header: Global___ResponseHeader | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["header", b"header"]) -> None: ...
+
+Global___AuthUserChangePasswordResponse: typing_extensions.TypeAlias = AuthUserChangePasswordResponse
+
+@typing.final
+class AuthUserGrantRoleRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    USER_FIELD_NUMBER: builtins.int
+    ROLE_FIELD_NUMBER: builtins.int
+    user: builtins.str
+    role: builtins.str
+    def __init__(
+        self,
+        *,
+        user: builtins.str = ...,
+        role: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["role", b"role", "user", b"user"]) -> None: ...
+
+Global___AuthUserGrantRoleRequest: typing_extensions.TypeAlias = AuthUserGrantRoleRequest
+
+@typing.final
+class AuthUserGrantRoleResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    @property
+    def header(self) -> Global___ResponseHeader: ...
+    def __init__(
+        self,
+        *,
+        header: Global___ResponseHeader | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["header", b"header"]) -> None: ...
+
+Global___AuthUserGrantRoleResponse: typing_extensions.TypeAlias = AuthUserGrantRoleResponse
+
+@typing.final
+class AuthRoleAddRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___AuthRoleAddRequest: typing_extensions.TypeAlias = AuthRoleAddRequest
+
+@typing.final
+class AuthRoleAddResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    @property
+    def header(self) -> Global___ResponseHeader: ...
+    def __init__(
+        self,
+        *,
+        header: Global___ResponseHeader | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["header", b"header"]) -> None: ...
+
+Global___AuthRoleAddResponse: typing_extensions.TypeAlias = AuthRoleAddResponse
+
+@typing.final
+class AuthRoleGrantPermissionRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    PERM_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    @property
+    def perm(self) -> election.pb.etcd.auth_pb2.Permission: ...
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        perm: election.pb.etcd.auth_pb2.Permission | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["perm", b"perm"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "perm", b"perm"]) -> None: ...
+
+Global___AuthRoleGrantPermissionRequest: typing_extensions.TypeAlias = AuthRoleGrantPermissionRequest
+
+@typing.final
+class AuthRoleGrantPermissionResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    @property
+    def header(self) -> Global___ResponseHeader: ...
+    def __init__(
+        self,
+        *,
+        header: Global___ResponseHeader | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["header", b"header"]) -> None: ...
+
+Global___AuthRoleGrantPermissionResponse: typing_extensions.TypeAlias = AuthRoleGrantPermissionResponse
