@@ -83,9 +83,8 @@ class Runner:
         await asyncio.sleep(max(system.settings.ttl_s, system.settings.candidate_ttl_s) + 1)
         await self._note_leases()
         self._note_registers()
-        parsed = ((key, system.keyspace.parse(key)) for key in system.observer.stored)
-        below = system.keyspace.alive_prefix, system.keyspace.state_prefix, system.keyspace.campaigns
-        left = [key.decode() for key, _ in parsed if key.startswith(below)]
+        gone = AliveKey | StateKey | DrainingKey | ReapRequestKey | CandidateKey
+        left = [key.decode() for key in system.observer.stored if isinstance(system.keyspace.parse(key), gone)]
         system.note(Done.LEFT_OVER, texts=left)
 
     async def _lane(self, steps: Sequence[Step], began_s: float) -> None:
