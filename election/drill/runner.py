@@ -18,6 +18,7 @@ from election.drill.scenario import Scenario, Step
 from election.drill.system import ORCHESTRATORS, DrillFailed, Role, System, running
 from election.drill.vocabulary import Done
 from election.drill.workload.registers import ETCD, ETCD_KEY, GRPC, SQLITE, SqliteRegister, fields_of
+from election.keys import AliveKey, CandidateKey, DrainingKey, ReapRequestKey, StateKey
 
 SCENARIO = "scenario.toml"
 COLLECT_OPTIONS = ("--breaker-agents", "3", "--breaker-share", "0.9", "--breaker-hold", "10")
