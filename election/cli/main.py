@@ -23,6 +23,7 @@ class Commands(click.Group):
         "candidates": "election.cli.read:candidates",
         "collect": "election.cli.collect:collect",
         "dev": "election.cli.dev:dev",
+        "drill": "election.cli.drill:drill",
         "leader": "election.cli.read:leader",
         "list": "election.cli.read:list_elections",
         "observe": "election.cli.read:observe",

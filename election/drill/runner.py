@@ -18,6 +18,7 @@ from election.drill.scenario import Scenario, Step
 from election.drill.system import ORCHESTRATORS, DrillFailed, Role, System, running
 from election.drill.vocabulary import Done
 from election.drill.workload.registers import ETCD, ETCD_KEY, GRPC, SQLITE, SqliteRegister, fields_of
+from election.keys import AliveKey, CandidateKey, DrainingKey, ReapRequestKey, StateKey
 
 SCENARIO = "scenario.toml"
 COLLECT_OPTIONS = ("--breaker-agents", "3", "--breaker-share", "0.9", "--breaker-hold", "10")
@@ -83,9 +84,8 @@ class Runner:
         await asyncio.sleep(max(system.settings.ttl_s, system.settings.candidate_ttl_s) + 1)
         await self._note_leases()
         self._note_registers()
-        parsed = ((key, system.keyspace.parse(key)) for key in system.observer.stored)
-        below = system.keyspace.alive_prefix, system.keyspace.state_prefix, system.keyspace.campaigns
-        left = [key.decode() for key, _ in parsed if key.startswith(below)]
+        gone = AliveKey | StateKey | DrainingKey | ReapRequestKey | CandidateKey
+        left = [key.decode() for key in system.observer.stored if isinstance(system.keyspace.parse(key), gone)]
         system.note(Done.LEFT_OVER, texts=left)
 
     async def _lane(self, steps: Sequence[Step], began_s: float) -> None:

@@ -63,6 +63,8 @@ class Slot:
     started: int = 0
     wanted: bool = False
     process: Process | None = None
+    since: int = 0
+    """The revision of etcd at which its process was started: what is older is its predecessor's."""
 
     @property
     def running(self) -> bool:
@@ -128,6 +130,7 @@ class System:
         slot.wanted = True
         name = f"{slot.name}-{slot.started}"
         self.note(Done.STARTED, name, role=slot.role, slot=slot.name)
+        slot.since = self.observer.revision
         slot.process = slot.start(name)
 
     async def second(self, first: Slot, *, takeover: bool) -> Slot:
@@ -198,18 +201,15 @@ class System:
         found = [each for key, each in self.observer.stored.items() if key.startswith(prefix)]
         return [(each.created, CandidateRecord.decode(each.value)) for each in sorted(found, key=lambda it: it.created)]
 
-    def leader(self, election: str) -> str | None:
-        """The id of the candidate with the oldest key that has proved it."""
-        for _, record in self.candidates(election)[:1]:
-            return record.id if record is not None and record.elected_at else None
-        return None
-
     def leading(self, *roles: Role) -> Slot | None:
-        """The slot whose process leads the orchestrators, or the collectors."""
-        if Role.COLLECTOR in roles:
-            collector = self.leader(COLLECTOR_ELECTION)
-            return next((slot for slot in self.of(*roles) if slot.process and slot.process.name == collector), None)
-        return self.slots.get(self.leader(self.settings.election) or "")
+        """The slot whose process leads the orchestrators, or the collectors, and has proved it."""
+        collect = Role.COLLECTOR in roles
+        for created, record in self.candidates(COLLECTOR_ELECTION if collect else self.settings.election)[:1]:
+            for slot in self.of(*roles):
+                id = slot.process.name if collect and slot.process else slot.name  # noqa: A001
+                if record is not None and record.elected_at and record.id == id and created > slot.since:
+                    return slot
+        return None
 
     def alive(self) -> set[str]:
         """The agents with a liveness key."""

@@ -56,6 +56,22 @@ def test_a_vacancy_lasts_from_the_end_of_one_term_to_the_next_and_has_its_fault(
     assert (none.fault, none.number) == (NO_FAULT, 0)
 
 
+def test_a_vacancy_is_put_down_to_what_was_done_to_the_leader_first() -> None:
+    """Then to what was done to etcd, and never to what was done to others only."""
+
+    def of(*faults: str) -> str:
+        story = Saga().leads("o1", 1)
+        for on in faults:
+            story.fault(f"cut {on}", on)
+        [vacancy] = vacancies(story.wait(TERM_S + 1).goes("o1").leads("o2", 1).history())
+        return vacancy.fault
+
+    assert of("o1 from m2", "m1, m3", "o3") == "cut o1 from m2"
+    assert of("m1, m3", "o3", "s1") == "cut m1, m3"
+    assert of("all members") == "cut all members"
+    assert of("o3", "s1") == NO_FAULT
+
+
 def test_a_vacancy_at_the_end_is_unfinished_unless_all_were_told_to_leave() -> None:
     """Then somebody should have led."""
     story = Saga().leads("o1", 1).fault("kill", "o1").kills("o1").heals().wait(9)
@@ -139,12 +155,12 @@ def test_the_page_shows_who_led_what_was_hurt_and_what_was_broken(tmp_path: Path
     lanes = data["lanes"]
     assert isinstance(lanes, list)
     assert [lane["name"] for lane in lanes] == [
-        *("leader", "o1", "o2", "o3", "s1", "r1 get s1", "r1 watch s1", "c1", "w1", "beat")
+        *("leader", "etcd", "o1", "o2", "o3", "s1", "r1 get s1", "r1 watch s1", "c1", "w1", "beat")
     ]
     assert [bar[3] for bar in lanes[0]["bars"]] == ["o1 0-11", "o2 0-15", "o3 0-19"]
     faults = data["faults"]
     assert isinstance(faults, list)
-    assert [(fault[3], fault[4]) for fault in faults] == [("hand over", "o1"), ("kill", "o2")]
+    assert [(fault[3], fault[4], fault[6]) for fault in faults] == [("hand over", "o1", [2]), ("kill", "o2", [3])]
     bad = rendered(overlap(), tmp_path)
     violations = picture(bad)["violations"]
     assert isinstance(violations, list)
@@ -152,6 +168,22 @@ def test_the_page_shows_who_led_what_was_hurt_and_what_was_broken(tmp_path: Path
     assert invariant == "one leader"
     assert f'href="#t={at_s:.3f}"' in bad
     assert "Drill failed" in bad
+
+
+def test_the_picture_shows_when_etcd_did_not_answer() -> None:
+    """From the first read that failed until one has succeeded; and what was done to its members."""
+    story = Saga().fault("kill", "m1, m2")
+    began_s = story.now_s
+    story.probe(ok=False)
+    story.now_s += 2
+    story.probe(ok=False)
+    story.now_s += 1
+    story.probe()
+    data = Picture(story.heals().history(), []).document()
+    [(number, lane)] = [(number, lane) for number, lane in enumerate(data["lanes"]) if lane["name"] == "etcd"]
+    [bar] = [bar for bar in lane["bars"] if bar[2] == "down"]
+    assert bar[1] - bar[0] == pytest.approx(story.now_s - began_s, abs=0.02)
+    assert data["faults"][0][6] == [number]
 
 
 def test_the_page_needs_nothing_but_itself_and_runs_nothing_that_it_is_told(tmp_path: Path) -> None:

@@ -176,6 +176,18 @@ def test_a_leader_that_is_robbed_may_learn_of_it_late_and_not_too_late() -> None
     )
 
 
+def test_what_is_done_to_others_keeps_no_robbed_leader_from_learning_of_it() -> None:
+    """A fault of another process is no excuse; one of etcd is."""
+
+    def meanwhile(on: str) -> Saga:
+        story = Saga().leads("o1", 1).fault("steal the key", "o1").robs("o1").leads("o2").heals()
+        return story.fault("cut off", on).goes_on("o2", 6).renews("o1").acts("o1").heals()
+
+    violated(meanwhile("o3"), ONE_LEADER, "o1 led with")
+    held(meanwhile("m1, m2"), ONE_LEADER)
+    held(meanwhile("o1 from m3"), ONE_LEADER)
+
+
 def test_the_robbery_of_another_is_no_excuse() -> None:
     """Only the term whose key was deleted may overlap."""
     story = Saga().leads("o1", 1)
@@ -342,7 +354,8 @@ def test_a_register_without_content_is_a_hole() -> None:
     """Nobody knows what it took."""
     story = two()
     story.content.clear()
-    unknown(story, FENCE, "the content of register sqlite is missing")
+    for invariant in (FENCE, NO_WRITE_LOST):
+        unknown(story, invariant, "the content of register sqlite is missing")
     unknown(Saga().leads("o1"), NO_WRITE_LOST, "nothing to examine")
 
 

@@ -191,7 +191,7 @@ def _lost(register: Register) -> Iterator[Violation]:
     last_set_back_s = max(register.set_back_s, default=0.0)
     for write in register.wrote:
         count = len(held[write.more["process"], write.more["n"]])
-        if count == 0 and write.at_s > last_set_back_s:
+        if register.content is not None and count == 0 and write.at_s > last_set_back_s:
             yield _write(register, write, f"{name} has confirmed {_of(write)}, and does not hold it")
     for (by, n), rows in held.items():
         tried = register.tried.get((by, n))

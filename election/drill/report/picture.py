@@ -20,9 +20,10 @@ from election.drill.report.vacancies import unfinished, vacancies
 from election.drill.vocabulary import Done, Told
 
 _ANSWERS = {Told.WROTE: "wrote", Told.REFUSED: "refused", Told.UNSURE: "unsure"}
-_ROLES = ("orchestrator", "blocking orchestrator", "register", "server", "reader", "collector")
+_ROLES = ("etcd", "orchestrator", "blocking orchestrator", "register", "server", "reader", "collector")
 """From the top to the bottom; agents follow."""
 _MOST_AGENTS = 80
+_ETCD = "etcd"
 _MARKS = {Done.SET_BACK: "etcd set back", Done.EPOCH_RAISED: "epoch raised", Done.ROBBED: "robbed"}
 
 
@@ -58,16 +59,18 @@ class Picture:
     def document(self) -> dict[str, Any]:
         """Everything that is drawn, as JSON."""
         leader = Lane("leader", "leader")
+        self._draw_etcd()
         self._draw_lives()
         self._draw_terms(leader)
         self._draw_writes()
         self._draw_readers()
         self._draw_collectors()
         lanes = sorted(self._lanes.values(), key=lambda lane: (_rank(lane.kind), lane.name))
+        lanes = [leader, *lanes, *self._agents()]
         return {
             "end": self._at(self._ended_at_s),
-            "lanes": [lane.document() for lane in (leader, *lanes, *self._agents())],
-            "faults": self._faults(),
+            "lanes": [lane.document() for lane in lanes],
+            "faults": self._faults([lane.name for lane in lanes]),
             "vacancies": self._vacancies(),
             "violations": [
                 [self._at(each.at_s), verdict.invariant, each.text]
@@ -91,6 +94,22 @@ class Picture:
     def _colour(self, process: str) -> str:
         lane = self._lane_of.get(process, process)
         return f"c{self._colours.setdefault(lane, len(self._colours)) % 8}"
+
+    def _draw_etcd(self) -> None:
+        """When etcd did not answer somebody who has asked it all the time, past the links that are cut."""
+        probes = [fact for fact in self._history.facts if fact.what == Done.PROBED]
+        if not probes:
+            return
+        lane = self._lane(_ETCD, _ETCD)
+        lane.bars.append([self._at(probes[0].at_s), self._at(probes[-1].at_s), "life", "", "etcd is read"])
+        down_s: float | None = None
+        for probe in (*probes, None):
+            if probe is not None and not probe.more["ok"]:
+                down_s = probe.at_s if down_s is None else down_s
+            elif down_s is not None:
+                until_s = self._at(probe.more["ended_at_s"] if probe is not None else self._ended_at_s)
+                lane.bars.append([self._at(down_s), until_s, "down", "", "etcd does not answer"])
+                down_s = None
 
     # --- processes ---------------------------------------------------------------------------------------------
 
@@ -216,15 +235,17 @@ class Picture:
 
     # --- what was done -------------------------------------------------------------------------------------------
 
-    def _faults(self) -> list[list[Any]]:
-        """[from, until, row, name, on, number]: those that overlap are in different rows."""
+    def _faults(self, lanes: Sequence[str]) -> list[list[Any]]:
+        """[from, until, row, name, on, number, lanes]: those that overlap are in different rows."""
         rows: list[float] = []
         found = []
         for harm in harms(self._history):
             from_s, until_s = self._at(harm.began_at_s), self._at(harm.healed_at_s)
             row = next((number for number, free_s in enumerate(rows) if free_s <= from_s), len(rows))
             rows[row : row + 1] = [until_s]
-            found.append([from_s, until_s, row, harm.fault, harm.on, harm.number])
+            hurt = harm.words | ({_ETCD} if harm.is_of_etcd else set())
+            where = [number for number, name in enumerate(lanes) if name in hurt]
+            found.append([from_s, until_s, row, harm.fault, harm.on, harm.number, where])
         return found
 
     def _vacancies(self) -> list[list[Any]]:
@@ -242,4 +263,4 @@ def _term(term: Term, lost: Fact | None) -> str:
 
 
 def _rank(kind: str) -> int:
-    return _ROLES.index(kind) // 2 if kind in _ROLES[:2] else _ROLES.index(kind) if kind in _ROLES else len(_ROLES)
+    return _ROLES.index("orchestrator" if kind == "blocking orchestrator" else kind) if kind in _ROLES else len(_ROLES)
