@@ -17,7 +17,7 @@ from election.drill.history import LATER, REVISIONS, Revision, Settings, lines
 from election.drill.scenario import Scenario, Step
 from election.drill.system import ORCHESTRATORS, DrillFailed, Role, System, running
 from election.drill.vocabulary import Done
-from election.drill.workload.registers import ETCD, ETCD_KEY, GRPC, SQLITE, SqliteRegister, fields_of
+from election.drill.workload.registers import ETCD, GRPC, SQLITE, SqliteRegister, etcd_key, fields_of
 from election.keys import AliveKey, CandidateKey, DrainingKey, ReapRequestKey, StateKey
 
 SCENARIO = "scenario.toml"
@@ -115,11 +115,12 @@ class Runner:
         system, settings = self.system, self.system.settings
         await system.site.cluster.wait_healthy()
         system.note(Done.ALL_HEALED)
-        before = system.observer.stored.get(ETCD_KEY)
+        register = etcd_key(system.keyspace)
+        before = system.observer.stored.get(register)
         bound_s = max(settings.takeover_bound_s, settings.ttl_s + settings.bound_s + settings.reconcile_s) + 1
         try:
             async with asyncio.timeout(bound_s):
-                while system.observer.stored.get(ETCD_KEY) == before or system.leading(*ORCHESTRATORS) is None:
+                while system.observer.stored.get(register) == before or system.leading(*ORCHESTRATORS) is None:
                     await asyncio.sleep(0.1)
                 await asyncio.sleep(settings.ttl_s + 1)  # for the leases of those that were killed
                 while system.stale():
@@ -160,20 +161,21 @@ class Runner:
 
     def _note_registers(self) -> None:
         folder, starter = self.system.site.folder, self.system.starter
+        register = etcd_key(self.system.keyspace)
         in_etcd = [
             fields_of(change.after.value)
             for skipped, file in ((0, folder / REVISIONS), (1, folder / LATER))
             for line in list(lines(file))[skipped:]
             for change in Revision.decode(line).changes
-            if change.key == ETCD_KEY and change.after is not None
+            if change.key == register and change.after is not None
         ]
         rows = {
             ETCD: in_etcd,
             SQLITE: SqliteRegister(starter.sqlite).rows(),
             GRPC: SqliteRegister(starter.service_sqlite).rows(),
         }
-        for register, content in rows.items():
-            self.system.note(Done.CONTENT, register, rows=content)
+        for name, content in rows.items():
+            self.system.note(Done.CONTENT, name, rows=content)
 
 
 async def run(folder: Path, scenario: Scenario, faults: Mapping[str, Fault[Any]], tell: Callable[[str], None]) -> None:

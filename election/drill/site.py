@@ -20,7 +20,7 @@ from election.pb.etcd import rpc_pb2 as rpc
 _ROOT = "root", "secret-of-root"
 _USER = "drill", "secret-of-drill"
 _PERMITTED = b"/election/"
-_CALL_S = 2.0
+CALL_S = 2.0
 _HEALTHY_S = 30.0
 
 
@@ -43,12 +43,12 @@ class Site:
     def config(self) -> EtcdConfig:
         """That of `control`."""
         user, password = self.cluster.credentials or (None, None)
-        return EtcdConfig(self.cluster.endpoints, call_timeout_s=_CALL_S, user=user, password=password)
+        return EtcdConfig(self.cluster.endpoints, call_timeout_s=CALL_S, user=user, password=password)
 
     async def endpoints_for(self, name: str) -> tuple[str, ...]:
         """Where the process of this name finds the members: at links of its own, which stay until the site closes."""
         if name not in self.clients:
-            links = [Relay(member.endpoint) for member in self.cluster.members]
+            links = [Relay(endpoint) for endpoint in self.cluster.endpoints]
             for link in links:
                 await self._stack.enter_async_context(link)
             self.clients[name] = links
@@ -88,7 +88,7 @@ async def open_site(folder: Path, *, members: int = 3, auth: bool = False) -> As
         if auth:
             await _enable_users(cluster)
         root, password = cluster.credentials or (None, None)
-        config = EtcdConfig(cluster.endpoints, call_timeout_s=_CALL_S, user=root, password=password)
+        config = EtcdConfig(cluster.endpoints, call_timeout_s=CALL_S, user=root, password=password)
         control = await stack.enter_async_context(EtcdClient(config))
         links = await stack.enter_async_context(AsyncExitStack())
         yield Site(folder, cluster, peers, control, user=_USER if auth else None, _stack=links)

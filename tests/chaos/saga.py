@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from election.drill.history import Change, Fact, History, Revision
 from election.drill.vocabulary import Done, Told
-from election.drill.workload.registers import ETCD, ETCD_KEY
+from election.drill.workload.registers import ETCD, etcd_key
 from election.records import CandidateRecord
 from election.token import Token
 from tests.chaos.story import KEYS, SETTINGS, Story
@@ -146,7 +146,7 @@ class Saga(Story):
         """A register takes a row."""
         self.content[register].append([token, number, by])
         if register == ETCD:
-            self.do((ETCD_KEY, json.dumps({"token": token, "n": number, "by": by}).encode()))
+            self.do((etcd_key(KEYS), json.dumps({"token": token, "n": number, "by": by}).encode()))
         return self
 
     def refused(self, process: str, register: str, token: Token) -> Self:

@@ -17,7 +17,8 @@ from election.drill.checker.verdict import Verdict
 from election.drill.checker.violation import Violation
 from election.drill.history import Fact, History
 from election.drill.vocabulary import Done, Told
-from election.drill.workload.registers import ETCD, ETCD_KEY
+from election.drill.workload.registers import ETCD, etcd_key
+from election.keys import Keyspace
 from election.token import Token
 
 FENCE, NO_WRITE_LOST = "fence", "no acknowledged write lost"
@@ -100,12 +101,13 @@ def _follow_etcd(register: Register, history: History) -> None:
 def _of_etcd(history: History) -> list[list[Row]]:
     """What the key has held, from one time that etcd was set back to the next."""
     parts = []
+    register_key = etcd_key(Keyspace(history.settings.namespace))
     seen: set[Row] = set()
     for era in eras(history):
         part = []
         for revision in era:
             for change in revision.changes:
-                if change.key == ETCD_KEY and change.after is not None:
+                if change.key == register_key and change.after is not None:
                     value = object_of(change.after.value)
                     row = Row(Token.parse(value["token"]), value["n"], value["by"])
                     if row not in seen or revision is not era[0]:  # an era begins with what was there before

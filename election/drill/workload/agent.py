@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
 import threading
@@ -22,6 +23,7 @@ from election.agents import Agent
 from election.clock import BootClock
 from election.config import AgentConfig
 from election.drill.history import Journal, Said
+from election.drill.workload.options import USER
 from election.errors import AgentExists, AgentLost, EtcdError
 from election.store import Store, connect
 
@@ -150,7 +152,10 @@ async def _until(stopped: asyncio.Event, worker: Worker) -> None:
 async def _run(ids: tuple[str, ...], setup: Setup, endpoints: str, namespace: str) -> None:
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    async with connect(endpoints, namespace=namespace) as store, asyncio.TaskGroup() as group:
+    async with (
+        connect(endpoints, namespace=namespace, user=os.environ.get(USER)) as store,
+        asyncio.TaskGroup() as group,
+    ):
         for id in ids:  # noqa: A001 - the word for what names an agent
             group.create_task(setup.be(id, store, stopped))
 

@@ -20,13 +20,13 @@ from election.drill.workload.beliefs import Beliefs
 from election.drill.workload.options import Options, orchestrator_options
 from election.drill.workload.registers import (
     ETCD,
-    ETCD_KEY,
     GRPC,
     METHOD,
     SQLITE,
     TIMEOUT_S,
     SqliteRegister,
     deposed,
+    etcd_key,
 )
 from election.fencing.claim import Claim, PassedOn
 from election.fencing.rpc_client import client_fence
@@ -49,7 +49,7 @@ class Orchestrator:
         self.beliefs.began(term.token)
         threading.Thread(target=self._afterwards, args=(term,), daemon=True).start()
         writes: dict[str, Callable[[bytes], Any]] = {
-            ETCD: partial(self.store.fenced_put, term, ETCD_KEY),
+            ETCD: partial(self.store.fenced_put, term, etcd_key(self.store.keyspace)),
             SQLITE: partial(self._insert, term),
             GRPC: partial(self._call, term),
         }

@@ -18,13 +18,13 @@ from election.drill.workload.beliefs import Beliefs
 from election.drill.workload.options import Options, orchestrator_options
 from election.drill.workload.registers import (
     ETCD,
-    ETCD_KEY,
     GRPC,
     METHOD,
     SQLITE,
     TIMEOUT_S,
     SqliteRegister,
     deposed,
+    etcd_key,
     joined,
 )
 from election.errors import Deposed
@@ -69,7 +69,7 @@ class Orchestrator:
         await asyncio.sleep(self.rng.uniform(*_LATE_S))
         claim = PassedOn(term.election, term.token)
         with self.beliefs.writing(ETCD, term.token, late=True) as row:
-            answer = await self.store.client.txn([guard(term)], [txn.put(ETCD_KEY, row)])
+            answer = await self.store.client.txn([guard(term)], [txn.put(etcd_key(self.store.keyspace), row)])
             if not answer.succeeded:
                 raise Deposed("etcd has seen the end of the term")
         with self.beliefs.writing(SQLITE, term.token, late=True) as row:
@@ -78,7 +78,7 @@ class Orchestrator:
             await self._call(claim, row)
 
     async def _put(self, term: Term, row: bytes) -> None:
-        await fenced_put(self.store.client, term, ETCD_KEY, row)
+        await fenced_put(self.store.client, term, etcd_key(self.store.keyspace), row)
 
     async def _insert(self, claim: Claim, row: bytes) -> None:
         await joined(SqliteRegister(self.options.sqlite).write, claim, row)

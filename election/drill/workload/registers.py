@@ -15,15 +15,19 @@ import grpc
 from election.errors import Deposed
 from election.fencing import sql
 from election.fencing.claim import Claim
+from election.keys import Keyspace
 from election.token import Token
 
 ETCD, SQLITE, GRPC = "etcd", "sqlite", "grpc"
-ETCD_KEY = b"/election/register"
-"""The key of the register in etcd: its rows are the values that it has had."""
 METHOD = "/drill.Register/Write"
 TIMEOUT_S = 1.0
 
 _TABLE = "CREATE TABLE IF NOT EXISTS register (at INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT, n INTEGER, by TEXT)"
+
+
+def etcd_key(keyspace: Keyspace) -> bytes:
+    """The key of the register in etcd: its rows are the values that it has had."""
+    return keyspace.root + b"drill/register"
 
 
 def row(token: Token, n: int, by: str) -> bytes:
