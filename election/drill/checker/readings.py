@@ -62,7 +62,10 @@ def _untrue(history: History, told: Sequence[Fact]) -> Iterator[Violation]:
     """What was told for a revision is not what etcd held there, or the token is that of no term."""
     known = terms_in_etcd(history)
     real = {token for terms in known for token in terms.known}
+    set_back_s = times(history.facts, Done.SET_BACK)
     for fact in told:
+        if known and set_back_s and fact.more["ended_at_s"] > set_back_s[0] and fact.more["revision"] < known[-1].first:
+            continue  # a revision from before, or one that nobody has seen
         token = _token(fact) if "token" in fact.more else None
         there = [leading for terms in known if (leading := terms.at(fact.more["revision"])) is not None]
         if there and all(
