@@ -15,7 +15,7 @@ from election.drill.checker import Verdict, check
 from election.drill.history import History
 from election.drill.report import Figures, print_report, write_page
 from election.drill.report.lives import lives
-from election.drill.report.picture import Picture
+from election.drill.report.picture import picture
 from election.drill.report.spread import Spread
 from election.drill.report.vacancies import NO_FAULT, unfinished, vacancies
 from election.drill.vocabulary import Done, Told
@@ -140,7 +140,7 @@ def test_the_terminal_shows_it_in_eighty_columns() -> None:
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
-def picture(page: str) -> dict[str, object]:
+def drawn(page: str) -> dict[str, object]:
     match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert match
     data: dict[str, object] = json.loads(match[1])
@@ -151,7 +151,7 @@ def test_the_page_shows_who_led_what_was_hurt_and_what_was_broken(tmp_path: Path
     """Every verdict, a lane for each process, every fault, and a way from a violation to its moment."""
     page = rendered(whole(), tmp_path)
     assert page.count('class="verdict held"') == 13
-    data = picture(page)
+    data = drawn(page)
     lanes = data["lanes"]
     assert isinstance(lanes, list)
     assert [lane["name"] for lane in lanes] == [
@@ -162,7 +162,7 @@ def test_the_page_shows_who_led_what_was_hurt_and_what_was_broken(tmp_path: Path
     assert isinstance(faults, list)
     assert [(fault[3], fault[4], fault[6]) for fault in faults] == [("hand over", "o1", [2]), ("kill", "o2", [3])]
     bad = rendered(overlap(), tmp_path)
-    violations = picture(bad)["violations"]
+    violations = drawn(bad)["violations"]
     assert isinstance(violations, list)
     [[at_s, invariant, _]] = violations
     assert invariant == "one leader"
@@ -179,11 +179,33 @@ def test_the_picture_shows_when_etcd_did_not_answer() -> None:
     story.probe(ok=False)
     story.now_s += 1
     story.probe()
-    data = Picture(story.heals().history(), []).document()
+    data = picture(story.heals().history(), [])
     [(number, lane)] = [(number, lane) for number, lane in enumerate(data["lanes"]) if lane["name"] == "etcd"]
     [bar] = [bar for bar in lane["bars"] if bar[2] == "down"]
     assert bar[1] - bar[0] == pytest.approx(story.now_s - began_s, abs=0.02)
     assert data["faults"][0][6] == [number]
+
+
+def test_the_picture_goes_on_after_etcd_was_set_back() -> None:
+    """Agents and collectors are drawn from both histories, and nothing between them; robberies are in their lanes."""
+    story = whole().leads("o1").robs("o1")
+    story.set_back(story.revision - 1)
+    story.lives("w9").wait(1)
+    data = picture(story.history(), [])
+    lanes = {lane["name"]: lane for lane in data["lanes"]}
+    assert len(lanes["c1"]["bars"]) == 3  # its process, and twice that it collects
+    assert [bar[2] for bar in lanes["w9"]["bars"]] == ["alive"]
+    before, after = (bar for bar in lanes["c1"]["bars"] if bar[2] == "collects")
+    [mark] = data["marks"]
+    assert before[1] <= mark[0] < after[0]
+    assert [tick[1] for tick in lanes["o1"]["ticks"]].count("robbed") == 1
+
+
+def test_a_drill_that_has_proved_too_little_says_so(tmp_path: Path) -> None:
+    """It has not failed as one with a violation has, and has not passed."""
+    page = rendered(Saga().leads("o1"), tmp_path)
+    assert "Drill has proved too little" in page
+    assert "Drill passed" in rendered(whole(), tmp_path)
 
 
 def test_the_page_needs_nothing_but_itself_and_runs_nothing_that_it_is_told(tmp_path: Path) -> None:
@@ -218,6 +240,6 @@ def test_processes_that_follow_each_other_share_a_lane() -> None:
     found = [life for life in lives(history, story.now_s) if life.slot == "x"]
     assert [(life.process, life.end) for life in found] == [("x-1", "killed"), ("x-2", "killed"), ("x-3", "")]
     assert found[0].ended_at_s < found[1].began_at_s < found[2].ended_at_s == story.now_s
-    [lane] = [each for each in Picture(history, []).document()["lanes"] if each["name"] == "x"]
+    [lane] = [each for each in picture(history, [])["lanes"] if each["name"] == "x"]
     assert [bar[2] for bar in lane["bars"]] == ["life", "life", "life"]
     assert len(lane["ticks"]) == 2
