@@ -132,7 +132,7 @@ def test_the_terminal_shows_it_in_eighty_columns() -> None:
     assert "All 13 invariants have held." in good
     assert re.search(r"hand over +1 +1 ", good)
     assert re.search(r"VIOLATION one leader, 0:0\d\.\d{3}: o1 led with", bad)
-    assert re.search(r"one leader +2 +violated 1 times", bad)
+    assert re.search(r"one leader +2 +violated 1 x", bad)
     assert "FAILED: one leader, " in bad
     assert re.search(r"fence +0 +unknown: there was nothing to examine", bad)
 

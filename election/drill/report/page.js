@@ -90,8 +90,8 @@
         out.push(label(a, b, places[number] + 16, lasted(b - a), "on"));
       }
     });
-    for (const [s, what] of data.marks) {
-      if (s >= from && s <= to) out.push(`<line class="mark" x1="${x(s)}" x2="${x(s)}" y1="${AXIS}" y2="${bottom}" data-tip="${text(what)}"/><text x="${x(s) + 3}" y="${bottom - 3}">${text(what)}</text>`);
+    for (const [number, [s, what]] of data.marks.entries()) {
+      if (s >= from && s <= to) out.push(`<line class="mark" x1="${x(s)}" x2="${x(s)}" y1="${AXIS}" y2="${bottom}" data-tip="${text(what)}"/><text x="${x(s) + 3}" y="${bottom - 3 - 12 * (number % 2)}">${text(what)}</text>`);
     }
     for (const [s, invariant, what] of data.violations) {
       if (s < from || s > to) continue;
