@@ -8,7 +8,9 @@ import re
 import secrets
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -17,21 +19,27 @@ from election.cli.exits import ERROR, OK
 from election.cli.options import Settings, command, setting
 from election.cli.output import print_json, print_table
 from election.cli.signals import until_signal
+from election.config import EtcdConfig
 from election.drill.checker import all_held, check
 from election.drill.faults.catalog import FAULTS, GROUPS, chosen
+from election.drill.faults.fault import Fault, Lane
+from election.drill.faults.strangers import STRANGERS
 from election.drill.history import History
 from election.drill.observer import HistoryLost
 from election.drill.report import Figures, print_report, write_page
-from election.drill.runner import run
+from election.drill.runner import Target, run
 from election.drill.scenario import Scenario, draw, read
 from election.drill.system import DrillFailed
 from election.errors import ConfigError
+from election.keys import Keyspace, check_name
 
 PAGE = "report.html"
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
 _LONGEST_S = 600.0
 """What one drill takes at most: a longer time is divided into several, each on an etcd of its own."""
 _WIDTH = 80
+_ALONE = {"orchestrators": 0, "blocking": 0, "agents": 0, "collectors": 0, "servers": 1}
+"""What is started beside candidates that run already: a server, and its reader."""
 
 
 def duration(_: click.Context, __: click.Parameter, value: str) -> float:
@@ -50,6 +58,11 @@ def duration(_: click.Context, __: click.Parameter, value: str) -> float:
 @setting("--auth/--no-auth", default=None, help="whether etcd has users [in turn]")
 @setting("--scenario", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="do what this file says")
 @setting("--folder", type=click.Path(file_okay=False, path_type=Path), help="for histories and reports [a new one]")
+@click.option("--etcd", metavar="HOST:PORT,...", help="an etcd that runs: only what lies before it can be hurt")
+@click.option("--etcd-user", metavar="NAME:PASSWORD", help="a user of that etcd")
+@click.option(
+    "--hurt", metavar="NAMESPACE/ELECTION", help="with --etcd: rob the candidates that stand there, and start none"
+)
 @setting("--list", "list_", is_flag=True, help="show all faults, and end")
 @setting(
     "--check",
@@ -66,12 +79,16 @@ def drill(
     auth: bool | None,
     scenario: Path | None,
     folder: Path | None,
+    etcd: str | None,
+    etcd_user: str | None,
+    hurt: str | None,
     list_: bool,
     check: Path | None,
 ) -> int:
     """Hurt etcd, orchestrators, agents, collectors and servers, and check that every promise was kept.
 
-    All of them are started for it, on this machine, with links between them that can be cut; nothing else is touched.
+    All of them are started for it, on this machine, with links between them that can be cut; nothing else is touched,
+    unless --etcd or --hurt say so.
     Each process writes down what it believed and when, and that alone is judged: each invariant is held, violated or
     unknown, and unknown fails. Histories, scenarios and reports stay in the folder.
     """
@@ -80,39 +97,70 @@ def drill(
     if check is not None:
         return _judge(check, settings)
     named = chosen(faults.split(",")) if faults else []
-    for fault in named:
-        if why := fault.unavailable():
-            raise ConfigError(f"{fault.name} cannot be done here: {why}")
     seed = secrets.randbits(32) if seed is None else seed
     where = folder or Path(tempfile.mkdtemp(prefix="election-drill-"))
     _tell(f"seed {seed}; histories and reports in {where}")
+    target = _target(etcd, etcd_user, hurt, seed)
     if scenario is not None:
-        return _drill(read(scenario, FAULTS), where, settings)
+        return _drill(read(scenario, FAULTS), where, settings, target)
     count = max(1, round(duration / _LONGEST_S))
     worst = OK
     for number in range(count):
-        has_users = number % 2 == 1 if auth is None else auth
-        able = [each for each in named or FAULTS.values() if not each.unavailable() and each.needs_users <= has_users]
-        if not able:
-            raise ConfigError(f"{faults} wants an etcd with users: say --auth")
-        size = members or (5 if number % 3 == 2 else 3)
-        made = draw(seed + number, able, duration / count, members=size, auth=has_users)
-        _tell(f"drill {number + 1} of {count}: seed {made.seed}, {made.members} members")
-        worst = max(worst, _drill(made, where / f"{number + 1:02}" if count > 1 else where, settings))
+        has_users = target is None and (number % 2 == 1 if auth is None else auth)
+        made = draw(
+            seed + number,
+            _able(named, has_users=has_users, target=target),
+            duration / count,
+            members=members or (5 if number % 3 == 2 else 3),
+            auth=has_users,
+            **(_ALONE if hurt else {}),
+        )
+        _tell(f"drill {number + 1} of {count}: seed {made.seed}")
+        worst = max(worst, _drill(made, where / f"{number + 1:02}" if count > 1 else where, settings, target))
     return worst
 
 
-def _drill(scenario: Scenario, folder: Path, settings: Settings) -> int:
+def _target(etcd: str | None, user: str | None, hurt: str | None, seed: int) -> Target | None:
+    if etcd is None:
+        if hurt is not None or user is not None:
+            raise ConfigError("--hurt and --etcd-user want --etcd: an etcd that a drill starts has nobody in it")
+        return None
+    config = EtcdConfig.parse(etcd, user=user)
+    if hurt is None:
+        return Target(config, f"drill-{seed}")
+    namespace, _, election = hurt.partition("/")
+    return Target(config, Keyspace(namespace).namespace, check_name("election", election))
+
+
+def _able(named: Sequence[Fault[Any]], *, has_users: bool, target: Target | None) -> list[Fault[Any]]:
+    """The faults to draw from; raises ConfigError where one was named that cannot be done."""
+    found = []
+    for fault in named or FAULTS.values():
+        why = fault.unavailable()
+        if fault.needs_users and not has_users:
+            why = "it wants an etcd with users: say --auth"
+        if target is not None and fault.lane is Lane.ETCD:
+            why = "the members of an etcd that runs are not touched"
+        if target is not None and target.election and fault not in STRANGERS:
+            why = "--hurt only robs candidates"
+        if why and named:
+            raise ConfigError(f"{fault.name} cannot be done: {why}")
+        if not why:
+            found.append(fault)
+    return found
+
+
+def _drill(scenario: Scenario, folder: Path, settings: Settings, target: Target | None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: a drill needs a folder of its own")
     logging.getLogger("election").setLevel(logging.CRITICAL)  # what goes wrong here is what is tried
     try:
-        asyncio.run(until_signal(run(folder, scenario, FAULTS, _tell)))
+        asyncio.run(until_signal(run(folder, scenario, FAULTS, _tell, target=target)))
     except (DrillFailed, HistoryLost) as error:
         raise ConfigError(f"the drill could not go on, and proves nothing: {error}; see {folder}") from None
     code = _judge(folder, settings)
-    if code == OK:
+    if code == OK and target is None:
         shutil.rmtree(folder / "etcd")
     return code
 

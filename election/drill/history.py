@@ -31,6 +31,10 @@ class Settings:
     election: str = "drill"
     candidate_ttl_s: float = 3.0
     members: int = 3
+    whole: bool = True
+    """Whether the history has every revision of an etcd that was new; otherwise it has those of one namespace."""
+    hurts: str = ""
+    """The election whose candidates run already and write no history; empty where they are of the drill."""
 
     @property
     def takeover_bound_s(self) -> float:

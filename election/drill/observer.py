@@ -8,9 +8,11 @@ from contextlib import aclosing
 from itertools import groupby
 
 from election.drill.history import Change, Journal, Revision, Stored
+from election.errors import EtcdError
 from election.etcd import methods
 from election.etcd.client import EtcdClient
 from election.etcd.transport import RpcFailed, Stream
+from election.keys import range_end
 from election.pb.etcd import kv_pb2 as kv
 from election.pb.etcd import rpc_pb2 as rpc
 
@@ -23,22 +25,24 @@ class HistoryLost(Exception):
 
 
 class Observer:
-    """Watches all keys with raw watch calls, and none of the code that is to be proved.
+    """Watches all keys, or those with a prefix, with raw watch calls, and none of the code that is to be proved.
 
     `revision` is the last one that was written down, so all before it may be compacted; `stored` is what etcd held
     then.
     """
 
-    def __init__(self, client: EtcdClient, journal: Journal) -> None:
+    def __init__(self, client: EtcdClient, journal: Journal, prefix: bytes = b"") -> None:
         self.revision = 1  # an etcd without any key is at revision 1
         self.stored: dict[bytes, Stored] = {}
         self.changed = asyncio.Event()
+        self._range = (prefix, range_end(prefix)) if prefix else (b"\0", b"\0")
+        self._is_whole = not prefix
         self._client = client
         self._journal = journal
 
     async def begin(self) -> None:
         """Writes down all that etcd holds, as one revision, to go on from there. For an etcd that is not new."""
-        answer = await self._client.range(rpc.RangeRequest(key=b"\0", range_end=b"\0"))
+        answer = await self._client.range(rpc.RangeRequest(key=self._range[0], range_end=self._range[1]))
         changes = tuple(Change(each.key, None, _stored(each)) for each in answer.kvs)
         self.revision = answer.header.revision
         self.stored = {change.key: change.after for change in changes if change.after is not None}
@@ -47,12 +51,20 @@ class Observer:
     async def run(self) -> None:
         """Watches until cancelled; raises HistoryLost."""
         while True:
-            member, stream = await self._client.open(methods.WATCH)
+            try:
+                member, stream = await self._client.open(methods.WATCH)
+            except EtcdError:  # it wants a token, and cannot be asked for one
+                await asyncio.sleep(_RETRY_S)
+                continue
             try:
                 # From the last one again: etcd since 3.5.22 and 3.6.2 answers no progress request of a watch that
                 # begins at a coming revision (etcd #20229).
                 create = rpc.WatchCreateRequest(
-                    key=b"\0", range_end=b"\0", start_revision=self.revision, prev_kv=True, fragment=True
+                    key=self._range[0],
+                    range_end=self._range[1],
+                    start_revision=self.revision,
+                    prev_kv=True,
+                    fragment=True,
                 )
                 await stream.write(rpc.WatchRequest(create_request=create))
                 async with aclosing(_answers(stream)) as answers:
@@ -63,6 +75,7 @@ class Observer:
             finally:
                 stream.cancel()
             self._client.avoid(member)
+            self._client.drop_token()  # a watch is refused with a token that has ended, and nobody says so
             await asyncio.sleep(_RETRY_S)
 
     async def reach(self, revision: int, timeout_s: float = 20.0) -> None:
@@ -79,7 +92,7 @@ class Observer:
             for number, changes in groupby(events, key=lambda event: event.kv.mod_revision)
         ]
         for revision in revisions:
-            if revision.number != self.revision + 1:
+            if self._is_whole and revision.number != self.revision + 1:
                 raise HistoryLost(f"revision {revision.number} came after {self.revision}")
             self.revision = revision.number
             for change in revision.changes:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from election.agent_control import REQUEST_TTL_S
+from election.config import EtcdConfig
+from election.drill.attached import attach
 from election.drill.checker.replay import object_of
 from election.drill.faults.fault import Fault, Nobody
 from election.drill.faults.scene import Scene, Tally
 from election.drill.history import LATER, REVISIONS, Revision, Settings, lines
 from election.drill.scenario import Scenario, Step
+from election.drill.site import open_site
 from election.drill.system import ORCHESTRATORS, DrillFailed, Role, System, running
 from election.drill.vocabulary import Done
 from election.drill.workload.registers import ETCD, GRPC, SQLITE, SqliteRegister, etcd_key, fields_of
@@ -27,6 +30,23 @@ _HEALTHY_S = 90.0
 """How long it may take until all is well; when that is, is no promise of ours, so it is generous."""
 _LEAVE_S = 20.0
 _AGAIN_S, _TRIES = 0.25, 12
+_PATIENCE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An etcd that runs already. With `election`, the candidates of that are hurt, and none of our own stand."""
+
+    etcd: EtcdConfig
+    namespace: str
+    election: str = ""
+
+    def settings(self, of: Settings) -> Settings:
+        """Those of a drill there; leases may be longer than those of a drill's own candidates."""
+        made = replace(of, namespace=self.namespace, whole=False)
+        return (
+            replace(made, election=self.election, hurts=self.election, slack_s=_PATIENCE_S) if self.election else made
+        )
 
 
 @dataclass
@@ -81,6 +101,9 @@ class Runner:
         )
         await self._leave(system.of(*ORCHESTRATORS, Role.READER))
         await self._leave(system.of(Role.SERVER, Role.REGISTER, Role.COLLECTOR))
+        if system.settings.hurts:
+            system.note(Done.LEFT_OVER, texts=[])  # whatever is there is of those that run on
+            return
         await asyncio.sleep(max(system.settings.ttl_s, system.settings.candidate_ttl_s) + 1)
         await self._note_leases()
         self._note_registers()
@@ -120,7 +143,9 @@ class Runner:
         bound_s = max(settings.takeover_bound_s, settings.ttl_s + settings.bound_s + settings.reconcile_s) + 1
         try:
             async with asyncio.timeout(bound_s):
-                while system.observer.stored.get(register) == before or system.leading(*ORCHESTRATORS) is None:
+                while not system.is_led or (
+                    system.of(*ORCHESTRATORS) and system.observer.stored.get(register) == before
+                ):
                     await asyncio.sleep(0.1)
                 await asyncio.sleep(settings.ttl_s + 1)  # for the leases of those that were killed
                 while system.stale():
@@ -132,8 +157,9 @@ class Runner:
 
     async def _well(self) -> None:
         system = self.system
-        await system.until(self._collects, _HEALTHY_S, "no collector leads, or the breaker is open")
-        await system.until(lambda: system.leading(*ORCHESTRATORS) is not None, _HEALTHY_S, "no orchestrator leads")
+        if system.of(Role.COLLECTOR):
+            await system.until(self._collects, _HEALTHY_S, "no collector leads, or the breaker is open")
+        await system.until(lambda: system.is_led, _HEALTHY_S, "nobody leads")
 
     def _collects(self) -> bool:
         leading = self.system.leading(Role.COLLECTOR)
@@ -155,7 +181,8 @@ class Runner:
         keys = {}
         for each in answer.leases:
             found = await client.lease_time_to_live(each.ID, keys=True)
-            if found.TTL >= 0:
+            is_ours = self.system.settings.whole or any(key.startswith(self.system.keyspace.root) for key in found.keys)
+            if found.TTL >= 0 and is_ours:
                 keys[f"{each.ID:x}"] = [key.decode("latin-1") for key in found.keys]
         self.system.note(Done.LEASES, leases=keys)
 
@@ -178,7 +205,14 @@ class Runner:
             self.system.note(Done.CONTENT, name, rows=content)
 
 
-async def run(folder: Path, scenario: Scenario, faults: Mapping[str, Fault[Any]], tell: Callable[[str], None]) -> None:
+async def run(
+    folder: Path,
+    scenario: Scenario,
+    faults: Mapping[str, Fault[Any]],
+    tell: Callable[[str], None],
+    *,
+    target: Target | None = None,
+) -> None:
     """Runs the scenario, with its history in the folder, which is there and empty.
 
     Raises:
@@ -187,8 +221,12 @@ async def run(folder: Path, scenario: Scenario, faults: Mapping[str, Fault[Any]]
     """
     scenario.write(folder / SCENARIO)
     settings = Settings("drill", scenario.seed, ttl_s=3, grace_s=2, reconcile_s=5, members=scenario.members)
-    made = running(folder, settings, auth=scenario.auth, servers=scenario.servers, collect_options=COLLECT_OPTIONS)
-    async with made as system:
+    if target is None:
+        made = open_site(folder, members=scenario.members, auth=scenario.auth)
+    else:
+        made = attach(folder, target.etcd)
+        settings = target.settings(settings)
+    async with running(made, settings, servers=scenario.servers, collect_options=COLLECT_OPTIONS) as system:
         runner = Runner(system, faults, tell)
         await runner.populate(scenario)
         tell(f"etcd {system.settings.etcd}, {len(system.slots)} processes; {len(scenario.faults)} faults to come")

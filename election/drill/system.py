@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from election.dev.ports import free_ports
@@ -16,7 +15,7 @@ from election.drill.history import FACTS, LATER, REVISIONS, Fact, Journal, Setti
 from election.drill.observer import HistoryLost, Observer
 from election.drill.processes import Process, Starter
 from election.drill.relay import HOST
-from election.drill.site import Site, open_site
+from election.drill.site import Site
 from election.drill.vocabulary import Done
 from election.errors import EtcdError
 from election.etcd.client import EtcdClient
@@ -211,6 +210,11 @@ class System:
                     return slot
         return None
 
+    @property
+    def is_led(self) -> bool:
+        """Whether anybody leads the election, and has proved it."""
+        return any(record and record.elected_at for _, record in self.candidates(self.settings.election)[:1])
+
     def alive(self) -> set[str]:
         """The agents with a liveness key."""
         keys = map(self.keyspace.parse, self.observer.stored)
@@ -255,9 +259,10 @@ class System:
     async def observe(self) -> None:
         """Begins to write down what etcd does, from its first revision on, or from now where it was set back."""
         client = await self._stack.enter_async_context(EtcdClient(self.site.config))
-        is_new = self._observing is None
-        self.observer = Observer(client, Journal(self.site.folder / (REVISIONS if is_new else LATER)))
-        if not is_new:
+        is_first, whole = self._observing is None, self.settings.whole
+        journal = Journal(self.site.folder / (REVISIONS if is_first else LATER))
+        self.observer = Observer(client, journal, b"" if whole else self.keyspace.root)
+        if not (is_first and whole):
             await self.observer.begin()
         self._observing = self._group.create_task(self.observer.run())
 
@@ -300,17 +305,22 @@ def _ports(servers: int) -> dict[str, int]:
 
 @asynccontextmanager
 async def running(
-    folder: Path, settings: Settings, *, auth: bool = False, servers: int = 2, collect_options: tuple[str, ...] = ()
+    made: AbstractAsyncContextManager[Site],
+    settings: Settings,
+    *,
+    servers: int = 2,
+    collect_options: tuple[str, ...] = (),
 ) -> AsyncGenerator[System]:
-    """An etcd with an observer, and no process yet; everything ends with the block.
+    """A site with an observer, and no process yet; everything ends with the block.
 
     Raises:
         HistoryLost: the observer cannot go on.
-        ElectionError: etcd does not start.
+        ElectionError: etcd does not start, or cannot be used.
     """
     failure: BaseException | None = None
     async with AsyncExitStack() as stack:
-        site = await stack.enter_async_context(open_site(folder, members=settings.members, auth=auth))
+        site = await stack.enter_async_context(made)
+        folder = site.folder
         settings = replace(settings, etcd=site.cluster.version)
         write_settings(folder, settings)
         try:

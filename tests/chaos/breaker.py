@@ -18,6 +18,7 @@ from election.breaker import Breaker, BreakerReason
 from election.drill.checker.replay import object_of
 from election.drill.history import Settings
 from election.drill.runner import Runner
+from election.drill.site import open_site
 from election.drill.system import DrillFailed, Role, Slot, System, running
 from election.drill.workload.registers import SqliteRegister
 
@@ -39,7 +40,9 @@ async def drill(folder: Path, *, agents: int, hold_s: float, tell: Callable[[str
     settings = Settings("drill", seed=0, ttl_s=3, grace_s=3, reconcile_s=5)
     names = [f"w{number}" for number in range(1, agents + 1)]
     crowds = {f"p{number}": tuple(names[number::PROCESSES]) for number in range(PROCESSES)}
-    async with running(folder, settings, collect_options=("--breaker-hold", f"{hold_s:g}"), servers=1) as system:
+    async with running(
+        open_site(folder), settings, collect_options=("--breaker-hold", f"{hold_s:g}"), servers=1
+    ) as system:
         SqliteRegister(system.starter.sqlite).create()
         SqliteRegister(system.starter.service_sqlite).create()
         await _Scenario(system, crowds, hold_s, tell).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import sys
@@ -9,12 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from election.config import CandidateConfig, EtcdConfig
+from election.dev.etcd import EtcdCluster
 from election.drill.checker import State, check
 from election.drill.faults.catalog import FAULTS
+from election.drill.faults.fault import Lane
+from election.drill.faults.strangers import STRANGERS
 from election.drill.history import History
-from election.drill.runner import run
+from election.drill.runner import Target, run
 from election.drill.scenario import draw, read
 from election.drill.vocabulary import Done
+from election.store import connect
 
 pytestmark = pytest.mark.etcd
 
@@ -35,7 +41,7 @@ def tell(text: str) -> None:
 async def test_every_fault_is_survived(tmp_path: Path, duration_s: float, auth: bool) -> None:
     """Without users in etcd every fault comes once; with them, those that concern users."""
     can_be_done = [fault for fault in FAULTS.values() if not fault.unavailable()]
-    able = [fault for fault in can_be_done if fault.needs_users <= auth and (not auth or fault.lane != "fleet")]
+    able = [fault for fault in can_be_done if fault.needs_users <= auth and (not auth or fault.lane is not Lane.FLEET)]
     scenario = draw(seed(), able, duration_s, auth=auth)
     tell(f"seed {scenario.seed}, history in {tmp_path}")
     await run(tmp_path, scenario, FAULTS, tell)
@@ -64,3 +70,33 @@ def test_every_fault_comes_once_before_any_comes_again(number: int) -> None:
     assert {*names[:-1]} == {fault.name for fault in FAULTS.values() if not fault.ends_drill}
     assert FAULTS[names[-1]].ends_drill
     assert not any(FAULTS[name].ends_drill for name in names[:-1])
+
+
+async def test_an_etcd_that_runs_is_not_hurt(single_etcd: EtcdCluster, tmp_path: Path) -> None:
+    """A drill on it hurts what it has started, and leaves nothing in its namespace but tombstones."""
+    able = [fault for fault in FAULTS.values() if fault.lane is not Lane.ETCD and not fault.unavailable()]
+    scenario = draw(seed(), able, 15.0)
+    tell(f"seed {scenario.seed}, history in {tmp_path}")
+    target = Target(EtcdConfig(single_etcd.endpoints), f"drill-{scenario.seed}")
+    await run(tmp_path, scenario, FAULTS, tell, target=target)
+    assert [verdict for verdict in check(History.load(tmp_path)) if verdict.state is not State.HELD] == []
+
+
+async def test_those_who_stand_already_are_robbed_and_lead_again(
+    single_etcd: EtcdCluster, namespace: str, tmp_path: Path
+) -> None:
+    """None of our own stand beside them; what is judged is what etcd and a reader tell."""
+    async with connect(single_etcd.endpoints, namespace=namespace) as store, asyncio.TaskGroup() as group:
+        standing = [store.candidate("theirs", id=name, config=CandidateConfig(ttl_s=3)) for name in ("x", "y")]
+        for candidate in standing:
+            group.create_task(candidate.lead(lambda term: asyncio.sleep(3600)))
+        scenario = draw(seed(), STRANGERS, 12.0, orchestrators=0, blocking=0, agents=0, collectors=0, servers=1)
+        target = Target(EtcdConfig(single_etcd.endpoints), namespace, "theirs")
+        await run(tmp_path, scenario, FAULTS, tell, target=target)
+        for candidate in standing:
+            candidate.leave()
+    history = History.load(tmp_path)
+    verdicts = {verdict.invariant: verdict for verdict in check(history)}
+    assert [verdict for verdict in verdicts.values() if verdict.state is not State.HELD] == []
+    assert verdicts["tokens grow"].examined > 1
+    assert any(fact.what == Done.ROBBED for fact in history.facts)

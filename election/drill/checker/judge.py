@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from election.drill.checker.agents import agents, left_behind, until_set_back
 from election.drill.checker.fences import fencing
+from election.drill.checker.guests import guests
 from election.drill.checker.leaders import leaders
 from election.drill.checker.progress import progress
 from election.drill.checker.readings import readings
@@ -22,6 +23,8 @@ _START_S = 15.0
 
 def check(history: History) -> list[Verdict]:
     """The verdict on every invariant; a pure function of the history."""
+    if history.settings.hurts:
+        return [*guests(history), readings(history, list(_silent(history, "reader"))), _remains(history)]
     led = list(_silent(history, *_ORCHESTRATORS))
     return [
         *leaders(history, led),
