@@ -529,6 +529,36 @@ def test_nothing_is_left_over() -> None:
     violated(story, NOTHING_LEFT, "is left at the end")
 
 
+# --- candidates that are not of the drill ----------------------------------------------------------------------------
+
+
+def of_guests() -> Saga:
+    """`o1` has led, and has been cut off; its process tells nothing."""
+    story = Saga(replace(SETTINGS, whole=False, hurts="drill")).wins("o1").sees("o1").fault("cut off", "o1")
+    return story.goes("o1").wait(2)
+
+
+def test_of_candidates_that_tell_nothing_etcd_tells() -> None:
+    """Their tokens, and that somebody leads again; nothing is said of what they believed."""
+    story = of_guests().wins("o2").heals().healed().wait(BOUND_S + 1).sees("o2")
+    assert {each.invariant: each.state for each in check(story.history())} == {
+        TOKENS_GROW: State.HELD,
+        PROGRESS: State.HELD,
+        READERS: State.HELD,
+        NOTHING_LEFT: State.HELD,
+    }
+
+
+def test_candidates_that_tell_nothing_are_to_lead_again_all_the_same() -> None:
+    """With a larger token, and within the bound; of a shorter calm nothing is known."""
+    violated(of_guests().heals().healed().wait(BOUND_S + 1), PROGRESS, "nobody led within 11 s")
+    unknown(of_guests().heals().healed().wait(1), PROGRESS, "nothing to examine")
+    story = of_guests()
+    story.epoch = 1
+    story.wins("o2").goes("o2").epoch = 0
+    violated(story.wins("o3"), TOKENS_GROW, "leads after 1-")
+
+
 # --- a saved history ----------------------------------------------------------------------------------------------
 
 
