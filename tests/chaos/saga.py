@@ -169,11 +169,12 @@ class Saga(Story):
         revision: int = 0,
         session: int = 1,
         at_s: float = 0.0,
+        server: str = "s1",
     ) -> Self:
         """The reader is told that this candidate leads, or that nobody does."""
         of = {"token": str(self.tokens[process]), "leader": process} if process else {}
         at_s, ended_at_s = at_s or self.now_s, self.now_s + 0.01
-        where = {"server": "s1", "via": via, "session": session, "age_s": age_s, "ended_at_s": ended_at_s}
+        where = {"server": server, "via": via, "session": session, "age_s": age_s, "ended_at_s": ended_at_s}
         self.tell(Told.SAW, "r1", at_s=at_s, revision=revision or self.revision, **where, **of)
         self.now_s = ended_at_s + 0.001
         return self
