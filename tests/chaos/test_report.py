@@ -20,7 +20,7 @@ from election.drill.report.spread import Spread
 from election.drill.report.vacancies import NO_FAULT, unfinished, vacancies
 from election.drill.vocabulary import Done, Told
 from tests.chaos.saga import TERM_S, Saga
-from tests.chaos.test_verdicts import of_guests, overlap, whole
+from tests.chaos.verdicts import of_guests, overlap, whole
 
 
 def judged(story: Saga) -> tuple[History, list[Verdict]]:
