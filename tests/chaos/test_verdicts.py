@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from election.drill.checker import State, Verdict, all_held, check
 from election.drill.checker.__main__ import main
 from election.drill.checker.agents import INVARIANTS
+from election.drill.checker.fences import FENCE, NO_WRITE_LOST
 from election.drill.checker.judge import NOTHING_LEFT
 from election.drill.checker.leaders import NO_ACT_AFTER, ONE_LEADER, TOKENS_GROW
 from election.drill.checker.progress import PROGRESS
 from election.drill.checker.readings import READERS
-from election.drill.checker.registers import FENCE, NO_WRITE_LOST
 from election.drill.checker.terms import terms
 from election.drill.history import FACTS, LATER, REVISIONS, History, Journal, write_settings
 from election.drill.vocabulary import Done, Told
@@ -176,6 +176,18 @@ def test_a_leader_that_is_robbed_may_learn_of_it_late_and_not_too_late() -> None
     )
 
 
+def test_what_is_done_to_others_keeps_no_robbed_leader_from_learning_of_it() -> None:
+    """A fault of another process is no excuse; one of etcd is."""
+
+    def meanwhile(on: str) -> Saga:
+        story = Saga().leads("o1", 1).fault("steal the key", "o1").robs("o1").leads("o2").heals()
+        return story.fault("cut off", on).goes_on("o2", 6).renews("o1").acts("o1").heals()
+
+    violated(meanwhile("o3"), ONE_LEADER, "o1 led with")
+    held(meanwhile("m1, m2"), ONE_LEADER)
+    held(meanwhile("o1 from m3"), ONE_LEADER)
+
+
 def test_the_robbery_of_another_is_no_excuse() -> None:
     """Only the term whose key was deleted may overlap."""
     story = Saga().leads("o1", 1)
@@ -307,6 +319,36 @@ def test_what_etcd_is_set_back_to_was_not_written_again() -> None:
     story.set_back(story.revision)
     held(story.writes("o2", ETCD), FENCE, NO_WRITE_LOST)
     violated(story.writes("o1", ETCD), FENCE, "took 0-4 of o1 after", "after it had confirmed")
+    story = two(ETCD)
+    story.set_back(story.revision)
+    violated(story.writes("o1", ETCD), FENCE, "took 0-4 of o1 after 0-8 of o2")
+
+
+def test_etcd_refuses_whose_key_it_has_lost() -> None:
+    """It was made after the snapshot; a term that is still there is not refused, and no other register forgets."""
+
+    def back(register: str, to: int) -> Saga:
+        story = two(register)
+        story.set_back(to)
+        return story.refused("o2", register, story.tokens["o2"])
+
+    held(back(ETCD, 5), FENCE)
+    violated(back(ETCD, two(ETCD).revision), FENCE, "nobody had come with a larger token")
+    violated(back("sqlite", 5), FENCE, "nobody had come with a larger token")
+
+
+def test_what_nobody_has_seen_is_not_missed() -> None:
+    """Between the moment that etcd is set back and the first revision that is seen again, anything may be written."""
+
+    def story(after_s: float) -> Saga:
+        story = two(ETCD)
+        story.set_back(story.revision)
+        first = story.revisions[0]
+        story.now_s = first.seen_at_s + after_s
+        return story.writes("o2", ETCD, holds=False).wait(2).writes("o2", ETCD)
+
+    held(story(-0.5), NO_WRITE_LOST, FENCE)
+    violated(story(0.1), NO_WRITE_LOST, "does not hold it")
 
 
 def test_no_confirmed_write_is_lost() -> None:
@@ -342,7 +384,8 @@ def test_a_register_without_content_is_a_hole() -> None:
     """Nobody knows what it took."""
     story = two()
     story.content.clear()
-    unknown(story, FENCE, "the content of register sqlite is missing")
+    for invariant in (FENCE, NO_WRITE_LOST):
+        unknown(story, invariant, "the content of register sqlite is missing")
     unknown(Saga().leads("o1"), NO_WRITE_LOST, "nothing to examine")
 
 
@@ -403,6 +446,9 @@ def test_readers_go_back_with_etcd() -> None:
     at_s = story.now_s
     story.set_back(story.revision - 3)
     held(story.wait(1).sees("o1", "watch", at_s=at_s), READERS)  # it has waited all the time
+    story = changed().sees("o2")
+    story.set_back(story.revision - 3)
+    held(story.wait(1).sees("", revision=story.revision - 1), READERS)  # one that nobody has seen
 
 
 def test_a_reader_that_says_nothing_is_a_hole() -> None:

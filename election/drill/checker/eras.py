@@ -11,6 +11,9 @@ from election.keys import CandidateKey, Keyspace
 from election.records import CandidateRecord
 from election.token import Token
 
+_FIRST = 2
+"""The number of the first revision of an etcd that was new, and empty before it."""
+
 
 def eras(history: History) -> list[list[Revision]]:
     """The revisions, as etcd has counted them without a break; each era but the first begins with all that it held."""
@@ -51,11 +54,11 @@ class Terms:
 
 
 def terms_in_etcd(history: History) -> list[Terms]:
-    """Those of the drill's election, for each era; an etcd begins without any key."""
+    """Those of the drill's election, for each era."""
     keyspace, election = Keyspace(history.settings.namespace), history.settings.election
     found = []
-    for number, era in enumerate(eras(history)):
-        terms = Terms(0 if number == 0 else era[0].number, era[-1].number, [Leading(0, None, "")])
+    for era in eras(history):
+        terms = Terms(0 if era[0].number == _FIRST else era[0].number, era[-1].number, [Leading(0, None, "")])
         queue: dict[bytes, Stored] = {}
         for revision in era:
             for change in revision.changes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from election.drill.history import Fact, History
 from election.drill.vocabulary import Done
 
 _NEVER_S = float("inf")
+_WORD, _MEMBER = re.compile(r"[\w.-]*\w"), re.compile(r"m\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,16 @@ class Harm:
     began_at_s: float
     healing_at_s: float = _NEVER_S
     healed_at_s: float = _NEVER_S
+
+    @property
+    def words(self) -> frozenset[str]:
+        """What its description of whom it hurts consists of: names of processes, of members of etcd, and others."""
+        return frozenset(_WORD.findall(self.on))
+
+    @property
+    def is_of_etcd(self) -> bool:
+        """Whether it hurts members of etcd, or what lies before it for everybody."""
+        return "all" in self.words or any(_MEMBER.fullmatch(word) for word in self.words)
 
     def overlaps(self, from_s: float, until_s: float) -> bool:
         """Whether it was in effect at some time from the one moment to the other."""
@@ -58,6 +70,11 @@ def pauses(history: History) -> list[tuple[str, float, float]]:
         elif fact.what in (Done.RESUMED, Done.KILLED) and fact.who in paused:
             found.append((fact.who, paused.pop(fact.who), fact.at_s))
     return sorted([*found, *((who, at_s, _NEVER_S) for who, at_s in paused.items())], key=lambda each: each[1])
+
+
+def slots(history: History) -> dict[str, str]:
+    """The name that each process shares with its predecessors, which is also a candidate's or an agent's id."""
+    return {fact.who: fact.more.get("slot", fact.who) for fact in history.facts if fact.what == Done.STARTED}
 
 
 def times(facts: Iterable[Fact], what: str) -> list[float]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from election.drill.checker.agents import agents, left_behind, until_set_back
+from election.drill.checker.fences import fencing
 from election.drill.checker.guests import guests
 from election.drill.checker.leaders import leaders
 from election.drill.checker.progress import progress
 from election.drill.checker.readings import readings
-from election.drill.checker.registers import fencing
 from election.drill.checker.verdict import Verdict
 from election.drill.checker.violation import Violation
 from election.drill.history import History

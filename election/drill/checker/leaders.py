@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from election.drill.checker.harm import Harm, harms, pauses, times
+from election.drill.checker.harm import Harm, harms, pauses, slots, times
 from election.drill.checker.terms import Term, terms
 from election.drill.checker.verdict import Verdict
 from election.drill.checker.violation import Violation
@@ -54,6 +54,7 @@ class _Exempt:
         self._set_back_s = times(history.facts, Done.SET_BACK)
         self._harms = harms(history)
         self._pauses = pauses(history)
+        self._slots = slots(history)
 
     def may_overlap(self, term: Term, later: Term) -> bool:
         """Whether an earlier term may be believed after the later one has begun; no longer than its deadline."""
@@ -65,12 +66,20 @@ class _Exempt:
         return term.last_s <= robbed.at_s + ROBBED_S or self._is_hurt(term, robbed.at_s)
 
     def _is_hurt(self, term: Term, robbed_at_s: float) -> bool:
-        """Whether anything else was wrong from when it was robbed: it may have stood still or been cut off."""
+        """Whether it was hurt otherwise since it was robbed: it may have stood still, or been cut off."""
         until_s = term.last_s
         if any(who == term.process and at_s <= until_s and robbed_at_s <= end_s for who, at_s, end_s in self._pauses):
             return True
         robbery = _latest(self._harms, robbed_at_s)
-        return any(each is not robbery and each.overlaps(robbed_at_s, until_s) for each in self._harms)
+        others = frozenset(self._slots.values()) - {term.candidate}
+        return any(
+            each is not robbery and each.overlaps(robbed_at_s, until_s) and not self._is_elsewhere(each, term, others)
+            for each in self._harms
+        )
+
+    def _is_elsewhere(self, harm: Harm, term: Term, others: frozenset[str]) -> bool:
+        """Whether a fault is done to other processes only."""
+        return term.candidate not in harm.words and not harm.words.isdisjoint(others)
 
 
 def _latest(found: Sequence[Harm], at_s: float) -> Harm | None:

@@ -50,7 +50,6 @@ class Collecting:
     """
 
     incarnations: int
-    killed: int
     reaped: int
     back: int
     wrote: int
@@ -136,9 +135,7 @@ class Figures:
             "unfinished_s": round(self.unfinished.lasted_s, 3) if self.unfinished else None,
             "writes": [asdict(each) for each in self.writes],
             "reads": dict(self.reads),
-            "agents": {
-                name: getattr(collecting, name) for name in ("incarnations", "killed", "reaped", "back", "wrote")
-            }
+            "agents": {name: getattr(collecting, name) for name in ("incarnations", "reaped", "back", "wrote")}
             | {
                 "well_s": round(collecting.well_s, 1),
                 "bound_s": self.settings.bound_s,
@@ -198,10 +195,8 @@ def _reads(history: History) -> Counter[str]:
 def _collecting(history: History) -> Collecting:
     stale = stale_times(history)
     said = Counter(each.what for each in history.said)
-    agents = {said.process for said in history.said}
     return Collecting(
         incarnations=len({(each.agent, each.incarnation) for each in history.said if each.what == "registered"}),
-        killed=sum(fact.what == Done.KILLED and fact.who in agents for fact in history.facts),
         reaped=sum(each.end == "reaped" for each in stale),
         back=sum(each.end == "back" for each in stale),
         wrote=said["wrote"],

@@ -4,7 +4,7 @@
   const overview = document.getElementById("overview"), detail = document.getElementById("detail");
   const tip = document.getElementById("tip"), shown = document.getElementById("window");
   const LEFT = 150, RIGHT = 8, ROW = 15, AXIS = 18, NARROWEST = 0.2, END = Math.max(data.end, 1);
-  const HEIGHTS = {leader: 24, orchestrator: 26, "blocking orchestrator": 26, server: 14, register: 14, reader: 13, collector: 14, agent: 9};
+  const HEIGHTS = {leader: 24, etcd: 16, orchestrator: 26, "blocking orchestrator": 26, server: 14, register: 14, reader: 13, collector: 14, agent: 9};
   const rows = 1 + Math.max(-1, ...data.faults.map((fault) => fault[2]));
   let from = 0, to = END, at = null;
 
@@ -72,10 +72,11 @@
       out.push(`<line class="axis" x1="${x(s)}" x2="${x(s)}" y1="${AXIS - 4}" y2="${bottom}"/><text x="${x(s) + 3}" y="12" class="name">${clock(s, digits)}</text>`);
     }
     places.forEach((y) => out.push(`<line class="split" x1="0" x2="${width()}" y1="${y}" y2="${y}"/>`));
-    data.faults.forEach(([a, b, row, name, on, number], index) => {
+    data.faults.forEach(([a, b, row, name, on, number, where], index) => {
       if (!between(a, b)) return;
       const hint = `fault ${number}: ${name}${on ? " on " + on : ""}\n${clock(a, 3)} to ${clock(b, 3)}, ${lasted(b - a)}`;
-      out.push(bar(a, b, top, bottom - top, "fault", hint, `style="fill:${fill(name, 45)}"`));
+      out.push(bar(a, b, top, bottom - top, "time", hint));
+      for (const hurt of where) out.push(bar(a, b, places[hurt], HEIGHTS[data.lanes[hurt].kind] || 16, "fault", hint, `style="fill:${fill(name, 45)}"`));
       out.push(bar(a, b, AXIS + row * ROW, ROW - 2, "fault-name", hint, `style="fill:${fill(name, 42)}"`));
       const next = data.faults.find((each, later) => later > index && each[2] === row), y = AXIS + row * ROW + 10;
       out.push(label(a, b, y, name, "on") || label(b, next ? next[0] : END, y, name, "name") || label(a, b, y, String(number), "on"));
@@ -89,8 +90,8 @@
         out.push(label(a, b, places[number] + 16, lasted(b - a), "on"));
       }
     });
-    for (const [s, what, who] of data.marks) {
-      if (s >= from && s <= to) out.push(`<line class="mark" x1="${x(s)}" x2="${x(s)}" y1="${AXIS}" y2="${bottom}" data-tip="${text(what + " " + who)}"/><text x="${x(s) + 3}" y="${bottom - 3}">${text(what)}</text>`);
+    for (const [number, [s, what]] of data.marks.entries()) {
+      if (s >= from && s <= to) out.push(`<line class="mark" x1="${x(s)}" x2="${x(s)}" y1="${AXIS}" y2="${bottom}" data-tip="${text(what)}"/><text x="${x(s) + 3}" y="${bottom - 3 - 12 * (number % 2)}">${text(what)}</text>`);
     }
     for (const [s, invariant, what] of data.violations) {
       if (s < from || s > to) continue;

@@ -13,7 +13,7 @@ from election.drill.checker import State, Verdict
 from election.drill.history import History
 from election.drill.report.figures import Figures
 from election.drill.report.moments import moment, seconds
-from election.drill.report.picture import Picture
+from election.drill.report.picture import picture
 from election.drill.report.spread import Spread
 
 _BINS = 24
@@ -44,7 +44,8 @@ def page(history: History, verdicts: Sequence[Verdict]) -> str:
         slowest=sorted(figures.vacancies, key=lambda each: -each.lasted_s)[:20],
         histograms={kind.fault: histogram(kind.takeovers, figures.takeovers) for kind in figures.kinds},
         whole=histogram(figures.takeovers, figures.takeovers),
-        picture=Picture(history, verdicts).document(),
+        picture=picture(history, verdicts),
+        failed=any(verdict.state is State.VIOLATED for verdict in verdicts),
         states={State.HELD: "✓", State.VIOLATED: "✗", State.UNKNOWN: "?"},
     )
 

@@ -38,7 +38,7 @@ def _print_verdicts(figures: Figures, console: Console) -> None:
     for verdict in figures.verdicts:
         text = verdict.state.value + (f": {verdict.why}" if verdict.why else "")
         if verdict.violations:
-            text += f" {len(verdict.violations):,} times"
+            text += f" {len(verdict.violations):,} x"
         table.add_row(verdict.invariant, f"{verdict.examined:,}", Text(text, _STYLES[verdict.state]))
     console.print(table)
     for verdict in figures.verdicts:

@@ -17,7 +17,8 @@ NO_FAULT = "no fault"
 class Vacancy:
     """From the end of what one leader believed until the work of the next began.
 
-    `fault` was in effect when the term ended, or had been shortly before; the latest of them, where there are more.
+    `fault` was in effect when the term ended, or had been shortly before: one that was done to the leader, or else to
+    etcd; the latest of them, where there are more. That is a guess where several come together.
     """
 
     before: Term
@@ -65,9 +66,14 @@ class _Reasons:
         self._late_s = history.settings.candidate_ttl_s
 
     def of(self, term: Term) -> tuple[str, int]:
-        """The latest fault that explains the end of a term, and its number."""
-        near = [each for each in self._harms if each.began_at_s <= term.until_s <= each.healed_at_s + self._late_s]
-        latest = max(near, key=lambda each: each.began_at_s, default=None)
+        """The fault that explains the end of a term, and its number: one of its process first, and then the latest."""
+        near = [
+            each
+            for each in self._harms
+            if each.began_at_s <= term.until_s <= each.healed_at_s + self._late_s
+            and (term.candidate in each.words or each.is_of_etcd or not each.words)
+        ]
+        latest = max(near, key=lambda each: (term.candidate in each.words, each.began_at_s), default=None)
         return (latest.fault, latest.number) if latest else (NO_FAULT, 0)
 
 
