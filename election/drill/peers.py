@@ -11,7 +11,8 @@ from pathlib import Path
 
 from election.dev.etcd import EtcdCluster, Member
 from election.dev.ports import free_ports
-from election.drill.relay import HOST, Link, Relay, Way
+from election.drill.link import Link, Way
+from election.drill.relay import HOST, Relay
 
 
 class Peers:
