@@ -73,6 +73,8 @@ class Peers:
         dialler = _owner(self.members, dialled)
         if dialler is None:
             return None
+        if dialler.index == target:  # a new member looks whether it is who it was added as
+            return Link()
         return Link(self._ways[dialler.index, target], self._ways[target, dialler.index])
 
 
