@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from election.drill.history import Change, Fact, History, Revision
+from election.drill.history import Change, Fact, History, Revision, Settings
 from election.drill.vocabulary import Done, Told
 from election.drill.workload.registers import ETCD, etcd_key
 from election.records import CandidateRecord
@@ -27,8 +27,9 @@ class Saga(Story):
     The processes are `o1` to `o3`, which are their candidates' ids too, a server `s1` and a reader `r1`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings = SETTINGS) -> None:
         super().__init__()
+        self.settings = settings
         self.told: list[Fact] = []
         self.later: list[Revision] = []
         self.tokens: dict[str, Token] = {}
@@ -50,9 +51,10 @@ class Saga(Story):
             self.fact(Done.CONTENT, register, rows=rows)
         self.fact(Done.LEFT_OVER, texts=[])
         told = tuple(sorted(self.told, key=lambda each: each.at_s))
+        history = replace(super().history(), settings=self.settings, told=told)
         if self._before:
-            return replace(super().history(), revisions=tuple(self._before), later=tuple(self.revisions), told=told)
-        return replace(super().history(), told=told)
+            return replace(history, revisions=tuple(self._before), later=tuple(self.revisions))
+        return history
 
     def tell(self, what: str, process: str, *, at_s: float = 0.0, **more: Any) -> Self:
         """A process writes a line."""
@@ -167,11 +169,12 @@ class Saga(Story):
         revision: int = 0,
         session: int = 1,
         at_s: float = 0.0,
+        server: str = "s1",
     ) -> Self:
         """The reader is told that this candidate leads, or that nobody does."""
         of = {"token": str(self.tokens[process]), "leader": process} if process else {}
         at_s, ended_at_s = at_s or self.now_s, self.now_s + 0.01
-        where = {"server": "s1", "via": via, "session": session, "age_s": age_s, "ended_at_s": ended_at_s}
+        where = {"server": server, "via": via, "session": session, "age_s": age_s, "ended_at_s": ended_at_s}
         self.tell(Told.SAW, "r1", at_s=at_s, revision=revision or self.revision, **where, **of)
         self.now_s = ended_at_s + 0.001
         return self

@@ -20,7 +20,7 @@ from election.drill.report.spread import Spread
 from election.drill.report.vacancies import NO_FAULT, unfinished, vacancies
 from election.drill.vocabulary import Done, Told
 from tests.chaos.saga import TERM_S, Saga
-from tests.chaos.test_verdicts import overlap, whole
+from tests.chaos.test_verdicts import of_guests, overlap, whole
 
 
 def judged(story: Saga) -> tuple[History, list[Verdict]]:
@@ -70,6 +70,16 @@ def test_a_vacancy_is_put_down_to_what_was_done_to_the_leader_first() -> None:
     assert of("m1, m3", "o3", "s1") == "cut m1, m3"
     assert of("all members") == "cut all members"
     assert of("o3", "s1") == NO_FAULT
+
+
+def test_of_candidates_that_tell_nothing_etcd_tells_the_vacancies() -> None:
+    """From the end of the one key until the next proof is seen."""
+    history = of_guests().wins("o2").heals().wait(1).history()
+    [vacancy] = vacancies(history)
+    assert (vacancy.fault, vacancy.before.candidate) == ("cut off", "o1")
+    assert vacancy.lasted_s == pytest.approx(2.2, abs=0.02)
+    [leader] = [lane for lane in picture(history, [])["lanes"] if lane["name"] == "leader"]
+    assert [bar[3] for bar in leader["bars"]] == ["o1 0-4", "o2 0-7"]
 
 
 def test_a_vacancy_at_the_end_is_unfinished_unless_all_were_told_to_leave() -> None:

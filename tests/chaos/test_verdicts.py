@@ -186,6 +186,7 @@ def test_what_is_done_to_others_keeps_no_robbed_leader_from_learning_of_it() -> 
     violated(meanwhile("o3"), ONE_LEADER, "o1 led with")
     held(meanwhile("m1, m2"), ONE_LEADER)
     held(meanwhile("o1 from m3"), ONE_LEADER)
+    held(meanwhile("o1, o3"), ONE_LEADER)
 
 
 def test_the_robbery_of_another_is_no_excuse() -> None:
@@ -419,6 +420,17 @@ def test_within_one_watch_or_server_nothing_goes_back() -> None:
     held(changed().sees("o2", "watch").sees("o1", "watch", revision=old, session=2), READERS)
 
 
+def test_servers_that_stand_in_for_each_other_may_know_less_by_turns() -> None:
+    """A watch of them goes on where it was; an answer is that of the one that was asked."""
+    old = changed().revision - 3
+
+    def back(via: str) -> Saga:
+        return changed().sees("o2", via, server="any").sees("o1", via, revision=old, age_s=2, server="any")
+
+    held(back("get"), READERS)
+    violated(back("watch"), READERS, "told 0-4 after 0-7")
+
+
 def test_an_answer_is_not_older_than_it_says() -> None:
     """What was over for longer was not to be told; while something is wrong, for some seconds more."""
     old = changed().revision - 3
@@ -448,7 +460,7 @@ def test_readers_go_back_with_etcd() -> None:
     held(story.wait(1).sees("o1", "watch", at_s=at_s), READERS)  # it has waited all the time
     story = changed().sees("o2")
     story.set_back(story.revision - 3)
-    held(story.wait(1).sees("", revision=story.revision - 1), READERS)  # one that nobody has seen
+    held(story.wait(1).sees("o2", revision=story.revision - 1), READERS)  # one that nobody has seen
 
 
 def test_a_reader_that_says_nothing_is_a_hole() -> None:
@@ -527,6 +539,36 @@ def test_nothing_is_left_over() -> None:
     story = Saga().leads("o1")
     story.ends()
     violated(story, NOTHING_LEFT, "is left at the end")
+
+
+# --- candidates that are not of the drill ----------------------------------------------------------------------------
+
+
+def of_guests() -> Saga:
+    """`o1` has led, and has been cut off; its process tells nothing."""
+    story = Saga(replace(SETTINGS, whole=False, hurts="drill")).wins("o1").sees("o1").fault("cut off", "o1")
+    return story.goes("o1").wait(2)
+
+
+def test_of_candidates_that_tell_nothing_etcd_tells() -> None:
+    """Their tokens, and that somebody leads again; nothing is said of what they believed."""
+    story = of_guests().wins("o2").heals().healed().wait(BOUND_S + 1).sees("o2")
+    assert {each.invariant: each.state for each in check(story.history())} == {
+        TOKENS_GROW: State.HELD,
+        PROGRESS: State.HELD,
+        READERS: State.HELD,
+        NOTHING_LEFT: State.HELD,
+    }
+
+
+def test_candidates_that_tell_nothing_are_to_lead_again_all_the_same() -> None:
+    """With a larger token, and within the bound; of a shorter calm nothing is known."""
+    violated(of_guests().heals().healed().wait(BOUND_S + 1), PROGRESS, "nobody led within 11 s")
+    unknown(of_guests().heals().healed().wait(1), PROGRESS, "nothing to examine")
+    story = of_guests()
+    story.epoch = 1
+    story.wins("o2").goes("o2").epoch = 0
+    violated(story.wins("o3"), TOKENS_GROW, "leads after 1-")
 
 
 # --- a saved history ----------------------------------------------------------------------------------------------

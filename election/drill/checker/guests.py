@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from election.drill.checker.eras import eras, terms_in_etcd
+from election.drill.checker.eras import Leading, eras, terms_in_etcd
 from election.drill.checker.leaders import TOKENS_GROW
 from election.drill.checker.progress import PROGRESS, calms
 from election.drill.checker.verdict import Verdict
@@ -15,7 +15,7 @@ from election.token import Token
 
 def guests(history: History) -> Iterator[Verdict]:
     """The verdicts on it: tokens grow, and somebody leads again after every fault."""
-    led = list(_led(history))
+    led = [(at_s, leading.token) for at_s, leading in changes(history)]
     terms = [(at_s, token) for at_s, token in led if token is not None]
     yield Verdict.of(TOKENS_GROW, len(terms), _shrunk(terms))
     bound_s = history.settings.takeover_bound_s
@@ -33,13 +33,13 @@ def guests(history: History) -> Iterator[Verdict]:
     yield Verdict.of(PROGRESS, examined, found)
 
 
-def _led(history: History) -> Iterator[tuple[float, Token | None]]:
+def changes(history: History) -> Iterator[tuple[float, Leading]]:
     """Each change of who leads, when it was seen."""
     for era, terms in zip(eras(history), terms_in_etcd(history), strict=True):
         seen_at_s = {revision.number: revision.seen_at_s for revision in era}
         for leading in terms.leading:
             if leading.revision in seen_at_s:
-                yield seen_at_s[leading.revision], leading.token
+                yield seen_at_s[leading.revision], leading
 
 
 def _shrunk(terms: list[tuple[float, Token]]) -> Iterator[Violation]:

@@ -16,7 +16,7 @@ from election.drill.checker.registers import registers
 from election.drill.checker.terms import terms
 from election.drill.history import History, Settings
 from election.drill.report.spread import Spread
-from election.drill.report.vacancies import Vacancy, unfinished, vacancies
+from election.drill.report.vacancies import Vacancy, reigns, unfinished, vacancies
 from election.drill.vocabulary import Done, Told
 
 
@@ -80,7 +80,7 @@ class Figures:
     @classmethod
     def of(cls, history: History, verdicts: Sequence[Verdict]) -> Figures:
         """Counts what is in a history that was judged."""
-        told, vacant = terms(history), vacancies(history)
+        led, vacant = reigns(history), vacancies(history)
         began_at_s, ended_at_s = span(history)
         return cls(
             settings=history.settings,
@@ -88,9 +88,9 @@ class Figures:
             began_at_s=began_at_s,
             took_s=ended_at_s - began_at_s,
             kinds=_kinds(history, vacant),
-            terms=len(told),
-            leaders=len({term.candidate for term in told}),
-            acts=sum(len(term.acts) for term in told),
+            terms=len(led),
+            leaders=len({reign.candidate for reign in led}),
+            acts=sum(len(term.acts) for term in terms(history)),
             vacancies=vacant,
             unfinished=unfinished(history),
             writes=_writes(history),

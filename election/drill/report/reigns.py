@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from election.drill.checker.terms import Term, terms
 from election.drill.history import Fact, History
-from election.drill.report.canvas import Canvas
+from election.drill.report.canvas import Canvas, Lane
+from election.drill.report.vacancies import reigns
 from election.drill.vocabulary import Done, Told
 
 _ANSWERS = {Told.WROTE: "wrote", Told.REFUSED: "refused", Told.UNSURE: "unsure"}
@@ -18,6 +19,8 @@ _UNKNOWN = "c7"
 def draw_terms(canvas: Canvas, history: History) -> None:
     """Each term in the lane of its process, with what was left until its deadline, and all of them in one lane."""
     leader = canvas.lane("leader", "leader")
+    if history.settings.hurts:
+        _draw_guests(canvas, leader, history)
     ends = {(fact.more["process"], fact.more["token"]): fact for fact in history.told if fact.what == Told.TERM_LOST}
     for term in terms(history):
         token, colour = str(term.token), canvas.colour(term.process)
@@ -40,6 +43,16 @@ def _text(term: Term, lost: Fact | None) -> str:
     return text + ("; killed" if term.killed else "")
 
 
+def _draw_guests(canvas: Canvas, leader: Lane, history: History) -> None:
+    """Who leads where the candidates tell nothing, as etcd tells."""
+    for reign in reigns(history):
+        token, lane = str(reign.token), canvas.lane(reign.candidate, "orchestrator")
+        text = f"{reign.candidate} leads with {token} for {reign.ended_at_s - reign.began_at_s:.2f} s, as etcd tells"
+        style = f"term {canvas.colour(reign.candidate)}"
+        canvas.bar(lane, reign.began_at_s, reign.ended_at_s, style, text, token)
+        canvas.bar(leader, reign.began_at_s, reign.ended_at_s, style, text, f"{reign.candidate} {token}")
+
+
 def draw_writes(canvas: Canvas, history: History) -> None:
     """Each write in the lane of who wrote, by how it was answered."""
     for fact in history.told:
@@ -52,7 +65,7 @@ def draw_writes(canvas: Canvas, history: History) -> None:
 
 def draw_readers(canvas: Canvas, history: History) -> None:
     """What each reader was told by each server, for as long as the answer stayed the same."""
-    colours = {str(term.token): canvas.colour(term.process) for term in terms(history)}
+    colours = {str(reign.token): canvas.colour(reign.process) for reign in reigns(history)}
     ends_s = {life.process: life.ended_at_s for life in canvas.lives}
     told: dict[tuple[str, ...], list[Fact]] = defaultdict(list)
     for fact in history.told:

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from election.drill.checker.guests import changes
 from election.drill.checker.harm import harms
-from election.drill.checker.terms import Term, terms
+from election.drill.checker.terms import terms
 from election.drill.history import History
 from election.drill.vocabulary import Done
+from election.token import Token
 
 NO_FAULT = "no fault"
 """What a vacancy is put down to that no fault explains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reign:
+    """A time in which somebody led: as the process has told, or as etcd tells where the process tells nothing."""
+
+    candidate: str
+    process: str
+    token: Token
+    began_at_s: float
+    ended_at_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +35,7 @@ class Vacancy:
     etcd; the latest of them, where there are more. That is a guess where several come together.
     """
 
-    before: Term
+    before: Reign
     began_at_s: float
     ended_at_s: float
     fault: str
@@ -33,29 +47,46 @@ class Vacancy:
         return self.ended_at_s - self.began_at_s
 
 
+def reigns(history: History) -> list[Reign]:
+    """All of them, in the order in which they began."""
+    if history.settings.hurts:
+        return list(_of_guests(history))
+    return [Reign(term.candidate, term.process, term.token, term.first_s, term.until_s) for term in terms(history)]
+
+
 def vacancies(history: History) -> list[Vacancy]:
     """All that ended, in order."""
-    told, reasons = terms(history), _Reasons(history)
+    reasons = _Reasons(history)
     found = []
-    last: Term | None = None
-    for term in told:
-        if last is not None and term.first_s > last.until_s:
-            fault, number = reasons.of(last)
-            found.append(Vacancy(last, last.until_s, term.first_s, fault, number))
-        if last is None or term.until_s > last.until_s:
-            last = term
+    last: Reign | None = None
+    for reign in reigns(history):
+        if last is not None and reign.began_at_s > last.ended_at_s:
+            found.append(Vacancy(last, last.ended_at_s, reign.began_at_s, *reasons.of(last)))
+        if last is None or reign.ended_at_s > last.ended_at_s:
+            last = reign
     return found
 
 
 def unfinished(history: History) -> Vacancy | None:
     """The one that lasted when the drill told its processes to leave."""
-    told = terms(history)
-    last = max(told, key=lambda term: term.until_s, default=None)
+    last = max(reigns(history), key=lambda reign: reign.ended_at_s, default=None)
     over_at_s = _over_at_s(history)
-    if last is None or last.until_s >= over_at_s:
+    if last is None or last.ended_at_s >= over_at_s:
         return None
-    fault, number = _Reasons(history).of(last)
-    return Vacancy(last, last.until_s, over_at_s, fault, number)
+    return Vacancy(last, last.ended_at_s, over_at_s, *_Reasons(history).of(last))
+
+
+def _of_guests(history: History) -> Iterator[Reign]:
+    """Those of candidates that are not of the drill."""
+    before: tuple[str, Token, float] | None = None
+    for at_s, leading in changes(history):
+        if before is not None:
+            candidate, token, began_at_s = before
+            yield Reign(candidate, candidate, token, began_at_s, at_s)
+        before = None if leading.token is None else (leading.candidate, leading.token, at_s)
+    if before is not None:
+        candidate, token, began_at_s = before
+        yield Reign(candidate, candidate, token, began_at_s, _over_at_s(history))
 
 
 class _Reasons:
@@ -65,15 +96,15 @@ class _Reasons:
         self._harms = harms(history)
         self._late_s = history.settings.candidate_ttl_s
 
-    def of(self, term: Term) -> tuple[str, int]:
+    def of(self, reign: Reign) -> tuple[str, int]:
         """The fault that explains the end of a term, and its number: one of its process first, and then the latest."""
         near = [
             each
             for each in self._harms
-            if each.began_at_s <= term.until_s <= each.healed_at_s + self._late_s
-            and (term.candidate in each.words or each.is_of_etcd or not each.words)
+            if each.began_at_s <= reign.ended_at_s <= each.healed_at_s + self._late_s
+            and (reign.candidate in each.words or each.is_of_etcd or not each.words)
         ]
-        latest = max(near, key=lambda each: (term.candidate in each.words, each.began_at_s), default=None)
+        latest = max(near, key=lambda each: (reign.candidate in each.words, each.began_at_s), default=None)
         return (latest.fault, latest.number) if latest else (NO_FAULT, 0)
 
 
