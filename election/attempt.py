@@ -11,13 +11,14 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 from election import leadership
 from election.backoff import Backoff
 from election.config import CandidateConfig
 from election.epoch import Epoch, EpochGuard, encode_highest
-from election.errors import ElectionError, EtcdError, EtcdUnavailable, LeaseNotFound, LossReason
+from election.errors import AccessDenied, ElectionError, EtcdError, EtcdUnavailable, LeaseNotFound, LossReason
 from election.etcd import txn
 from election.etcd.client import EtcdClient, Repeat
 from election.etcd.lease import Lease, let_go, renewals
@@ -42,6 +43,9 @@ hangs is opened elsewhere after some 4 s."""
 
 _HEAD_START_S = 0.02
 """What the watch gets before an answer of Campaign counts: it mostly tells the same, and may bring the proof along."""
+
+_CALLS = 3
+"""How often Campaign is called for one lease: where an auth token had ended, or the member knew no leader."""
 
 _HANDOVER_TRIES = 3
 """The queue may change while the work is joined; each try begins from a new list."""
@@ -135,24 +139,38 @@ class Attempt:
     # --- what is learned -------------------------------------------------------------------------------------
 
     async def _campaign(self) -> None:
-        """Calls etcd's Campaign once the watch is there. What it answers is one hint among others."""
+        """Calls etcd's Campaign once the watch is there. What it answers is one hint among others.
+
+        It is called again only where the key is certainly not there: etcd writes the record of the call over that of a
+        key which is, and so over a proof.
+        """
         await self._candidacy.watch.listed()
         name = self._candidacy.keyspace.campaign_name(self._candidacy.election)
-        try:
-            answer = await self._client.campaign(name, self._lease.id, self._candidacy.record.encode())
-        except EtcdError as error:
-            if not await self._is_queued():
-                self._machine.apply(leadership.AttemptFailed(self._clock.now_s(), error))
-        else:
-            await self._clock.sleep_s(_HEAD_START_S)
-            self._machine.apply(leadership.CampaignReturned(answer.leader.rev))
+        for calls in count(1):
+            try:
+                answer = await self._client.campaign(name, self._lease.id, self._candidacy.record.encode())
+            except EtcdError as error:
+                queued = await self._is_queued()
+                if queued:
+                    return
+                passes = isinstance(error, AccessDenied | EtcdUnavailable) and not error.indefinite
+                if queued is None or not passes or calls == _CALLS:
+                    self._machine.apply(leadership.AttemptFailed(self._clock.now_s(), error))
+                    return
+            else:
+                await self._clock.sleep_s(_HEAD_START_S)
+                self._machine.apply(leadership.CampaignReturned(answer.leader.rev))
+                return
 
-    async def _is_queued(self) -> bool:
-        """Whether the key is there although the call failed: then the watch will show it, and decides."""
+    async def _is_queued(self) -> bool | None:
+        """Whether the key is there although the call failed: then the watch will show it, and decides.
+
+        None when etcd does not tell.
+        """
         try:
             return (await self._client.get(self.key))[0] is not None
         except EtcdError:
-            return False
+            return None
 
     async def _renew(self) -> None:
         """Moves the deadline with each renewal that etcd confirms.

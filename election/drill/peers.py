@@ -11,7 +11,8 @@ from pathlib import Path
 
 from election.dev.etcd import EtcdCluster, Member
 from election.dev.ports import free_ports
-from election.drill.relay import HOST, Link, Relay, Way
+from election.drill.link import Link, Way
+from election.drill.relay import HOST, Relay
 
 
 class Peers:
@@ -72,7 +73,7 @@ class Peers:
         dialler = _owner(self.members, dialled)
         if dialler is None:
             return None
-        if dialler.index == target:  # a member may ask itself for the cluster's version
+        if dialler.index == target:  # a new member looks whether it is who it was added as
             return Link()
         return Link(self._ways[dialler.index, target], self._ways[target, dialler.index])
 

@@ -1,85 +1,24 @@
-"""A TCP relay in front of a server, and what networks do: hold traffic back, one way or both, delay it, refuse it."""
+"""A TCP relay in front of a server: what it passes on goes over a link, and connections can be reset and refused."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 from election.dev.ports import free_ports
+from election.drill.link import Link, Way
 
 HOST = "127.0.0.1"
-_CHUNK = 64 * 1024
+_UNDER_WAY = 128 * 1024
+"""How many bytes of one end a relay keeps that do not arrive yet; the rest waits in the kernel."""
+
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger
-
-
-class Way:
-    """One direction of a link: what is sent flows, takes its time, or is held back."""
-
-    def __init__(self) -> None:
-        self.delay_s = 0.0
-        self._flows = asyncio.Event()
-        self._flows.set()
-
-    def hold(self) -> None:
-        """Nothing arrives any more, from this moment on; what was under way is held, too."""
-        self._flows.clear()
-
-    def release(self) -> None:
-        """What was held arrives now, late and in order, and everything else after it."""
-        self._flows.set()
-
-    @property
-    def held(self) -> bool:
-        """Whether nothing arrives."""
-        return not self._flows.is_set()
-
-    async def passed(self) -> None:
-        """Returns when what was sent at the call arrives."""
-        await asyncio.sleep(self.delay_s)
-        while self.held:
-            await self._flows.wait()
-
-
-class Link:
-    """The two directions between who dials and who is dialled. Connections may share it, as they do a cable."""
-
-    def __init__(self, requests: Way | None = None, answers: Way | None = None) -> None:
-        self.requests = requests or Way()
-        self.answers = answers or Way()
-
-    def cut(self) -> None:
-        """Holds back both directions."""
-        self.hold_requests()
-        self.hold_answers()
-
-    def hold_requests(self) -> None:
-        """The server hears nothing, and is heard."""
-        self.requests.hold()
-
-    def hold_answers(self) -> None:
-        """The server hears everything, and is not heard."""
-        self.answers.hold()
-
-    def slow(self, delay_s: float) -> None:
-        """Everything arrives at least this much later, in each direction."""
-        self.requests.delay_s = self.answers.delay_s = delay_s
-
-    def mend(self) -> None:
-        """Everything flows again; what was held arrives late, as TCP sends again what nobody has confirmed."""
-        self.slow(0.0)
-        self.requests.release()
-        self.answers.release()
-
-    async def connected(self) -> None:
-        """Returns when a handshake is over, for which both directions have to work."""
-        while self.requests.held or self.answers.held:
-            await self.requests.passed()
-            await self.answers.passed()
 
 
 class Relay:
@@ -154,39 +93,139 @@ class Relay:
 
     async def _serve(self, dialled: socket.socket) -> None:
         """Relays one connection until both ends have closed it, or one has reset it."""
-        reader, writer = await asyncio.open_connection(sock=dialled)
-        writers = [writer]
+        dialled.setblocking(False)
+        ends: list[_End] = []
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[bool] = loop.create_future()
         try:
             if (link := self._link_of(dialled)) is None:
                 return
             await link.connected()
-            answers, requests = await asyncio.open_connection(*self._target)
-            writers.append(requests)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(_pass(reader, link.requests, requests))
-                group.create_task(_pass(answers, link.answers, writer))
-            for each in writers:
-                each.close()
-        except* OSError:
-            pass  # one end has reset, or the target does not listen: the other end is told by a reset
+            _, answers = await loop.create_connection(lambda: _End(link.answers, over), *self._target)
+            ends.append(answers)
+            _, requests = await loop.connect_accepted_socket(lambda: _End(link.requests, over), dialled)
+            ends.append(requests)
+            requests.meet(answers)
+            answers.meet(requests)
+            if await over:
+                for end in ends:
+                    end.transport.close()
+        except OSError:
+            pass  # the target does not listen: who dials is told by a reset
         finally:
-            for each in writers:
-                if not each.is_closing():
-                    each.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
-                    each.transport.abort()
-
-
-async def _pass(source: asyncio.StreamReader, way: Way, sink: asyncio.StreamWriter) -> None:
-    """Passes on what one end sends, and that it has closed (by returning) or reset (by raising)."""
-    try:
-        while chunk := await source.read(_CHUNK):
-            await way.passed()
-            if not sink.is_closing():  # that it is gone is told by the other way, or held there
-                sink.write(chunk)
+            if len(ends) < 2:
                 with suppress(OSError):
-                    await sink.drain()
-    except OSError:
-        await way.passed()
-        raise
-    await way.passed()
-    sink.write_eof()
+                    dialled.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+                dialled.close()
+            for end in ends:
+                end.reset()
+
+
+class _End(asyncio.Protocol):
+    """One end of a connection: what arrives here is sent to the other end, in order, and when its way lets it pass.
+
+    `over` becomes True once both ends have closed and know it of each other, False once one is to be reset.
+    """
+
+    transport: asyncio.Transport
+
+    def __init__(self, way: Way, over: asyncio.Future[bool]) -> None:
+        self.closed = False
+        self._way = way
+        self._over = over
+        self._other: _End | None = None
+        self._other_is_full = False
+        self._late: deque[tuple[float, bytes | None]] = deque()  # when it is due; None stands for a reset
+        self._late_bytes = 0
+
+    def meet(self, other: _End) -> None:
+        """From now on, what arrives here is sent there."""
+        self._other = other
+        self._go_on()
+
+    def reset(self) -> None:
+        """Resets the connection at this end, unless it is closing in order."""
+        if not self.transport.is_closing():
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+            self.transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        self._send(data)
+
+    def eof_received(self) -> bool:
+        """Called by the event loop. The other direction may go on."""
+        self._send(b"")
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop, also after this side has ended the connection itself."""
+        self._send(None)
+
+    def pause_writing(self) -> None:
+        """Called by the event loop when this end takes nothing more for now."""
+        if self._other is not None:
+            self._other._other_is_full = True
+            self._other._throttle()
+
+    def resume_writing(self) -> None:
+        """Called by the event loop when this end takes more again."""
+        if self._other is not None:
+            self._other._other_is_full = False
+            self._other._throttle()
+
+    def _send(self, what: bytes | None) -> None:
+        if self._other is not None and not (self._late or self._way.delay_s or self._way.held):
+            self._deliver(self._other, what)
+            return
+        self._late.append((asyncio.get_running_loop().time() + self._way.delay_s, what))
+        self._late_bytes += len(what or b"")
+        self._throttle()
+        if len(self._late) == 1:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Delivers what is due. When something is left, this is called again once that is due, or released."""
+        loop = asyncio.get_running_loop()
+        while self._late and self._other is not None:
+            due_at_s, what = self._late[0]
+            if self._way.held:
+                self._way.when_released(self._go_on)
+                return
+            if due_at_s > loop.time():
+                loop.call_at(due_at_s, self._go_on)
+                return
+            self._late.popleft()
+            self._late_bytes -= len(what or b"")
+            self._deliver(self._other, what)
+            self._throttle()
+
+    def _deliver(self, other: _End, what: bytes | None) -> None:
+        if what:
+            if not other.transport.is_closing():  # that it is gone is told by its own way, or held there
+                other.transport.write(what)
+        elif what is None:
+            self._end(orderly=False)
+        else:
+            self.closed = True
+            with suppress(OSError):
+                other.transport.write_eof()
+            if other.closed:
+                self._end(orderly=True)
+
+    def _end(self, *, orderly: bool) -> None:
+        if not self._over.done():
+            self._over.set_result(orderly)
+
+    def _throttle(self) -> None:
+        """Reads no more than this relay and the other end can take."""
+        if self._other_is_full or self._late_bytes >= _UNDER_WAY:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()

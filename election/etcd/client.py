@@ -39,6 +39,15 @@ class Repeat(Enum):
 
     SAFE = "its second execution changes nothing"
     NEVER = "its second execution could change something"
+    UNSENT = "it goes on for long before it answers, so whatever a member answers, it may have begun"
+
+
+_REPEATED = {
+    Repeat.SAFE: {Remedy.UNSENT, Remedy.OTHER_MEMBER_SURELY, Remedy.OTHER_MEMBER},
+    Repeat.NEVER: {Remedy.UNSENT, Remedy.OTHER_MEMBER_SURELY},
+    Repeat.UNSENT: {Remedy.UNSENT},
+}
+"""After which failures a call is sent to another member."""
 
 
 class EtcdClient:
@@ -182,9 +191,13 @@ class EtcdClient:
     # --- election ------------------------------------------------------------------------------------------
 
     async def campaign(self, name: bytes, lease: int, value: bytes) -> el.CampaignResponse:
-        """Etcd's Campaign, on one member and without a deadline: it queues, and its answer proves nothing."""
+        """Etcd's Campaign, on one member and without a deadline: it queues, and its answer proves nothing.
+
+        It is not sent again after any answer, not even one that refuses the auth token, which may have ended while the
+        campaign waited: a second one would write `value` over whatever the key has by then.
+        """
         request = el.CampaignRequest(name=name, lease=lease, value=value)
-        return await self.call(methods.CAMPAIGN, request, repeat=Repeat.NEVER, timeout_s=float("inf"))
+        return await self.call(methods.CAMPAIGN, request, repeat=Repeat.UNSENT, timeout_s=float("inf"))
 
     async def proclaim(self, leader: el.LeaderKey, value: bytes) -> el.ProclaimResponse:
         """Etcd's Proclaim: a compare-and-set on the key's create revision; repeating it is harmless."""
@@ -255,7 +268,7 @@ class EtcdClient:
             remaining_s = give_up_at_s - self.clock.now_s()
             if attempt and remaining_s < _LEAST_ATTEMPT_S:
                 break  # an attempt that can only time out would hide why the others failed
-            attempt_s = remaining_s if repeat is Repeat.NEVER else min(remaining_s, self.config.attempt_timeout_s)
+            attempt_s = min(remaining_s, self.config.attempt_timeout_s) if repeat is Repeat.SAFE else remaining_s
             member = self._member
             try:
                 return await self._attempt(member, method, request, max(attempt_s, 0.001))
@@ -263,19 +276,17 @@ class EtcdClient:
                 failure = failed
             remedy = remedy_for(failure)
             over = self.clock.now_s() >= give_up_at_s
-            if remedy is Remedy.AUTHENTICATE and self.config.user is not None and not authenticated and not over:
+            may_begin_anew = repeat is not Repeat.UNSENT and not over
+            if remedy is Remedy.AUTHENTICATE and self.config.user is not None and not authenticated and may_begin_anew:
                 authenticated = True
                 await self.authenticate(self._token)
                 continue
-            if remedy in (Remedy.OTHER_MEMBER, Remedy.OTHER_MEMBER_SURELY):
+            if remedy in (Remedy.OTHER_MEMBER, Remedy.OTHER_MEMBER_SURELY, Remedy.UNSENT):
                 self.avoid(member)
-            may_go_on = remedy is Remedy.OTHER_MEMBER_SURELY or (
-                remedy is Remedy.OTHER_MEMBER and repeat is Repeat.SAFE
-            )
-            if over or not may_go_on:
+            if over or remedy not in _REPEATED[repeat]:
                 break
         asked = self._asked(member, methods.keys_of(request))
-        raise error_from(failure, asked, wrote=repeat is Repeat.NEVER)
+        raise error_from(failure, asked, wrote=repeat is not Repeat.SAFE)
 
     async def _attempt(self, member: int, method: Method[Req, Resp], request: Req, timeout_s: float) -> Resp:
         limit_s = None if timeout_s == float("inf") else timeout_s

@@ -30,6 +30,7 @@ class Remedy(Enum):
 
     OTHER_MEMBER = "try another member, if the call may be repeated"
     OTHER_MEMBER_SURELY = "try another member: this one did not begin"
+    UNSENT = "try another member: nothing has reached this one"
     AUTHENTICATE = "get a new auth token and try again: etcd refused before it began"
     GIVE_UP = "the answer would be the same anywhere"
 
@@ -50,6 +51,8 @@ _NOT_BEGUN = (
     "etcdserver: too many requests",
     "etcdserver: not capable",
     "etcdserver: rpc not supported for learner",
+)
+_NOT_SENT = (
     "failed to connect to all addresses",
     "Connection refused",
     "connections to all backends failing",
@@ -97,6 +100,8 @@ def remedy_for(failure: RpcFailed) -> Remedy:
     code, text = failure.code, failure.details
     if _has(text, _STALE_TOKEN) or code is StatusCode.UNAUTHENTICATED:
         return Remedy.AUTHENTICATE
+    if _has(text, _NOT_SENT):
+        return Remedy.UNSENT
     if _has(text, _NOT_BEGUN):
         return Remedy.OTHER_MEMBER_SURELY
     if code is StatusCode.UNKNOWN and not _has(text, _UNDECIDED):
@@ -125,7 +130,7 @@ def error_from(failure: RpcFailed, asked: Asked, *, wrote: bool) -> EtcdError:
     if code in (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED) or _has(text, (*_STALE_TOKEN, *_DENIED)):
         return AccessDenied(f"etcd at {member} refused access: {_refusal(text, asked)}")
     if _undecided(failure):
-        indefinite = wrote and remedy_for(failure) is not Remedy.OTHER_MEMBER_SURELY
+        indefinite = wrote and remedy_for(failure) is Remedy.OTHER_MEMBER
         hint = " (it may have written all the same)" if indefinite else ""
         return EtcdUnavailable(f"etcd at {member} cannot be reached or has no quorum: {_reason(text)}{hint}",
                                indefinite=indefinite)  # fmt: skip
@@ -157,7 +162,7 @@ def _refusal(text: str, asked: Asked) -> str:
 
 
 def _undecided(failure: RpcFailed) -> bool:
-    return remedy_for(failure) in (Remedy.OTHER_MEMBER, Remedy.OTHER_MEMBER_SURELY)
+    return remedy_for(failure) in (Remedy.OTHER_MEMBER, Remedy.OTHER_MEMBER_SURELY, Remedy.UNSENT)
 
 
 def _has(text: str, needles: tuple[str, ...]) -> bool:

@@ -12,8 +12,9 @@ import pytest
 
 from election import CandidateConfig, LossReason, NotLeader, Store, ViewStale, connect
 from election.dev.etcd import EtcdCluster, Member
+from election.drill.link import Link
 from election.drill.peers import Peers, partitionable_cluster
-from election.drill.relay import Link, Relay
+from election.drill.relay import Relay
 from election.leadership import Campaigning, Leaving, Renewed
 from election.machine import Transition
 from election.records import Candidate as Queued

@@ -14,12 +14,13 @@ from google.protobuf.message import Message
 from election.candidate import Candidate
 from election.config import CandidateConfig
 from election.errors import ElectionError, EtcdUnavailable, LossReason, NotLeader, RecordTooLarge
-from election.etcd.methods import Method, Req, Resp
+from election.etcd.methods import CAMPAIGN, Method, Req, Resp
 from election.etcd.transport import Metadata
 from election.leadership import Closed, Following, Leading
 from election.pb.etcd import election_pb2 as el
 from election.pb.etcd import rpc_pb2 as rpc
 from election.reader import LeaderEventKind
+from election.records import CandidateRecord
 from election.term import Loss, Term
 from election.token import Token
 from tests.fake.clock import virtual
@@ -741,3 +742,28 @@ async def test_a_candidate_begins_at_the_member_that_leads_in_etcd() -> None:
         assert node.client.member == 2
         node.candidate.leave()
         await standing_a
+
+
+@virtual
+async def test_a_campaign_that_failed_while_it_waited_does_not_undo_the_proof() -> None:
+    """etcd's Campaign writes its record over that of a key which is there: a second call would erase `elected_at`."""
+    here = world()
+    async with standing(here, ["a", "b"]) as [a, b]:
+        await leads(a)
+        await asyncio.sleep(1)
+
+        async def late(_: int, method: Method[Req, Resp], request: Message) -> None:
+            if method.path == CAMPAIGN.path:
+                await asyncio.sleep(1)
+
+        b.transport.before_call = late
+        here.etcd.fail_campaigns("etcdserver: no leader")
+        a.candidate.leave()
+        await leads(b)
+        state = b.candidate.state
+        assert isinstance(state, Leading)
+        await asyncio.sleep(3)
+        stored = here.etcd.store.get(KEYS.candidate(ELECTION, state.lease))
+        record = CandidateRecord.decode(stored.value) if stored else None
+        assert record is not None
+        assert record.elected_at is not None
