@@ -211,6 +211,19 @@ def test_the_picture_goes_on_after_etcd_was_set_back() -> None:
     assert [tick[1] for tick in lanes["o1"]["ticks"]].count("robbed") == 1
 
 
+def test_an_agent_has_its_own_lane_whatever_its_name(tmp_path: Path) -> None:
+    """A stranger may call an agent like a server; and agents are killed and stand still as others do."""
+    story = whole()
+    story.fact(Done.STARTED, "w1-1", role="agent", slot="w1").lives("s1").wait(1)
+    story.fact(Done.STARTED, "w1-2", role="second agent", slot="w1")  # has no lane
+    story.fact(Done.PAUSED, "w1-1").wait(1).fact(Done.KILLED, "w1-1")
+    lanes = [lane for lane in picture(story.history(), [])["lanes"] if lane["name"] in ("s1", "w1")]
+    assert [(lane["name"], lane["kind"]) for lane in lanes] == [("s1", "server"), ("s1", "agent"), ("w1", "agent")]
+    assert "alive" not in [bar[2] for bar in lanes[0]["bars"]]
+    assert "paused" in [bar[2] for bar in lanes[2]["bars"]]
+    assert "killed" in [tick[1] for tick in lanes[2]["ticks"]]
+
+
 def test_a_drill_that_has_proved_too_little_says_so(tmp_path: Path) -> None:
     """It has not failed as one with a violation has, and has not passed."""
     page = rendered(Saga().leads("o1"), tmp_path)

@@ -11,7 +11,7 @@ from election.drill.report.lives import lives
 
 ROLES = ("leader", "etcd", "orchestrator", "register", "server", "reader", "collector", "agent")
 """The kinds of lanes, from the top to the bottom."""
-_COLOURS = 8
+_COLOURS, _MOST_AGENTS, _AGENT = 8, 80, "agent"
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Canvas:
         self.began_at_s, self.ended_at_s = span(history)
         self.lives = lives(history, self.ended_at_s)
         self.slots = {life.process: life.slot for life in self.lives}
-        self.lanes: dict[str, Lane] = {}
+        self._lanes: dict[tuple[bool, str], Lane] = {}
         self._colours: dict[str, int] = {}
         for life in self.lives:
             if "orchestrator" in life.role:
@@ -52,9 +52,19 @@ class Canvas:
         return round(min(max(at_s, self.began_at_s), self.ended_at_s) - self.began_at_s, 3)
 
     def lane(self, process: str, kind: str) -> Lane:
-        """The lane that a process shares with its predecessors, or that of anything else by its name."""
+        """The lane that a process shares with its predecessors, or that of anything else by its name.
+
+        An agent that a stranger has made up may have the name of something else.
+        """
         name = self.slots.get(process, process)
-        return self.lanes.setdefault(name, Lane(name, kind))
+        return self._lanes.setdefault((kind == _AGENT, name), Lane(name, kind))
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """All lanes, from the top to the bottom; of very many agents only the first."""
+        lanes = sorted(self._lanes.values(), key=lambda lane: lane.place)
+        agents = sum(lane.kind == _AGENT for lane in lanes)
+        return lanes[: len(lanes) - max(agents - _MOST_AGENTS, 0)]
 
     def bar(self, lane: Lane, from_s: float, until_s: float, style: str, text: str, label: str = "") -> None:
         """Draws a time."""

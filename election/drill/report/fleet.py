@@ -11,8 +11,6 @@ from election.drill.checker.replay import outcomes
 from election.drill.history import History
 from election.drill.report.canvas import Canvas
 
-_MOST_AGENTS = 80
-
 
 def draw_fleet(canvas: Canvas, history: History) -> None:
     """Until etcd is set back, and from when its revisions were seen again."""
@@ -22,9 +20,6 @@ def draw_fleet(canvas: Canvas, history: History) -> None:
     for part, until_s in ((before, before_s if history.later else canvas.ended_at_s), (after, canvas.ended_at_s)):
         _draw_collectors(canvas, part, until_s)
         _draw_agents(canvas, part, until_s)
-    agents = sorted((lane for lane in canvas.lanes.values() if lane.kind == "agent"), key=lambda lane: lane.place)
-    for lane in agents[_MOST_AGENTS:]:
-        del canvas.lanes[lane.name]
 
 
 def _draw_collectors(canvas: Canvas, history: History, until_s: float) -> None:

@@ -52,7 +52,10 @@
       const attributes = `class="${style}" data-tip="${text(hint + "\n" + clock(s, 3))}"`;
       const low = top + height - 1;
       if (style === "reaped") out.push(`<path d="M${px - 4} ${top}h8l-4 ${height - 1}z" ${attributes}/>`);
-      else if (style === "killed") out.push(`<path d="M${px - 4} ${low - 9}l8 8m0 -8l-8 8" ${attributes}/>`);
+      else if (style === "killed") {
+        const size = Math.min(8, height - 3);
+        out.push(`<path d="M${px - size / 2} ${low - size - 1}l${size} ${size}m0 ${-size}l${-size} ${size}" ${attributes}/>`);
+      }
       else out.push(`<path d="M${px + 0.5} ${style === "wrote" ? low - 6 : top + 1}V${low}" ${attributes}/>`);
     }
     return out.join("");

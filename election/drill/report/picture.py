@@ -16,8 +16,8 @@ from election.drill.vocabulary import Done
 
 _ETCD = "etcd"
 _MARKS = {Done.SET_BACK: "etcd set back", Done.EPOCH_RAISED: "epoch raised"}
-_DRAWN = ("orchestrator", "blocking orchestrator", "register", "server", "collector")
-"""Whose processes have lanes; agents have theirs by what etcd tells, and readers by what they were told."""
+_BLOCKING = "blocking orchestrator"
+"""Has the lane of an orchestrator."""
 
 
 def picture(history: History, verdicts: Sequence[Verdict]) -> dict[str, Any]:
@@ -25,12 +25,12 @@ def picture(history: History, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     canvas = Canvas(history)
     canvas.lane("leader", "leader")
     _draw_etcd(canvas, history)
-    _draw_processes(canvas, history)
     draw_terms(canvas, history)
     draw_writes(canvas, history)
     draw_readers(canvas, history)
     draw_fleet(canvas, history)
-    lanes = sorted(canvas.lanes.values(), key=lambda lane: lane.place)
+    _draw_processes(canvas, history)
+    lanes = canvas.lanes
     open_end = unfinished(history)
     return {
         "end": canvas.at(canvas.ended_at_s),
@@ -67,16 +67,19 @@ def _draw_etcd(canvas: Canvas, history: History) -> None:
 
 def _draw_processes(canvas: Canvas, history: History) -> None:
     """When each process was there, and when it stood still."""
+    stood_still = pauses(history)
     for life in canvas.lives:
-        if life.role in _DRAWN:
-            lane = canvas.lane(life.process, life.role if life.role in ROLES else "orchestrator")
+        role = "orchestrator" if life.role == _BLOCKING else life.role
+        if role == "reader" or role not in ROLES:
+            continue  # a reader has lanes for what it was told
+        lane = canvas.lane(life.process, role)
+        if life.role != "agent":  # has a lane of what etcd tells of it
             canvas.bar(lane, life.began_at_s, life.ended_at_s, "life", f"{life.process} ({life.role}) runs")
-            if life.end in ("killed", "ended by itself"):
-                canvas.tick(lane, life.ended_at_s, "killed", f"{life.process}: {life.end}")
-    for process, from_s, until_s in pauses(history):
-        name = canvas.slots.get(process, process)
-        if name in canvas.lanes:
-            canvas.bar(canvas.lanes[name], from_s, until_s, "paused", f"{process} stands still")
+        if life.end in ("killed", "ended by itself"):
+            canvas.tick(lane, life.ended_at_s, "killed", f"{life.process}: {life.end}")
+        for process, from_s, until_s in stood_still:
+            if process == life.process:
+                canvas.bar(lane, from_s, until_s, "paused", f"{process} stands still")
 
 
 def _faults(canvas: Canvas, history: History, lanes: Sequence[Lane]) -> list[list[Any]]:
