@@ -413,10 +413,12 @@ async def test_members_forget_the_tokens_of_processes(guarded: Site) -> None:
             await transport.close()
 
 
-async def test_only_an_etcd_with_users_has_tokens(shared: Site, guarded: Site) -> None:
-    """The fault says so, and so that it can be done here."""
+async def test_a_fault_says_where_it_cannot_be_done(shared: Site, guarded: Site) -> None:
+    """Only an etcd with users has tokens, and some versions do not let a new member know any."""
     assert FAULTS["auth-token-expired"].unavailable(shared)
     assert not FAULTS["auth-token-expired"].unavailable(guarded)
+    assert not FAULTS["replace-member"].unavailable(shared)
+    assert bool(FAULTS["replace-member"].unavailable(guarded)) == (guarded.cluster.version == "3.5.1")
 
 
 # --- etcd that is set back -----------------------------------------------------------------------------------
