@@ -180,10 +180,16 @@ def _judge(folder: Path, settings: Settings) -> int:
 
 def _list(settings: Settings) -> int:
     if settings.json:
-        documents = [{"name": each.name, "about": each.about, "lane": each.lane} for each in FAULTS.values()]
+        documents = [
+            {"name": each.name, "about": each.about, "lane": each.lane, "unavailable": each.unavailable() or None}
+            for each in FAULTS.values()
+        ]
         print_json({"faults": documents, "groups": GROUPS})
     else:
-        rows = [(each.name, each.lane, each.about) for each in FAULTS.values()]
+        rows = [
+            (each.name, each.lane, f"{each.about} [not here: {why}]" if (why := each.unavailable()) else each.about)
+            for each in FAULTS.values()
+        ]
         print_table(("fault", "lane", "what is done"), rows, empty="no fault")
     return OK
 
