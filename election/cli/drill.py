@@ -166,7 +166,10 @@ def _drill(scenario: Scenario, folder: Path, settings: Settings, target: Target 
 
 
 def _judge(folder: Path, settings: Settings) -> int:
-    history = History.load(folder)
+    try:
+        history = History.load(folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{folder} holds no history of a drill: {error}") from None
     verdicts = check(history)
     figures = Figures.of(history, verdicts)
     write_page(history, verdicts, folder / PAGE)
