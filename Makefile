@@ -30,8 +30,8 @@ story: $(READY) ## a leader that is paused and wakes up too late, without the fe
 test: $(READY) ## run all tests; those that need etcd start their own
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-drill: $(READY) ## hurt agents, collectors and etcd 1,000 times, and check every promise (ARGS='--seed 7')
-	@$(BIN)/python -m tests.chaos.agents $(ARGS)
+drill: $(READY) ## an hour of faults on whole systems, and a check of every promise (ARGS='--seed 7')
+	@$(BIN)/election drill --duration 1h $(ARGS)
 
 bench: $(READY) ## measure handover, takeover and fenced writes, beside etcdctl elect (ARGS='--runs 50')
 	@$(BIN)/python -m tests.bench $(ARGS)

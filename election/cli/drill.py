@@ -166,7 +166,10 @@ def _drill(scenario: Scenario, folder: Path, settings: Settings, target: Target 
 
 
 def _judge(folder: Path, settings: Settings) -> int:
-    history = History.load(folder)
+    try:
+        history = History.load(folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{folder} holds no history of a drill: {error}") from None
     verdicts = check(history)
     figures = Figures.of(history, verdicts)
     write_page(history, verdicts, folder / PAGE)
@@ -180,10 +183,16 @@ def _judge(folder: Path, settings: Settings) -> int:
 
 def _list(settings: Settings) -> int:
     if settings.json:
-        documents = [{"name": each.name, "about": each.about, "lane": each.lane} for each in FAULTS.values()]
+        documents = [
+            {"name": each.name, "about": each.about, "lane": each.lane, "unavailable": each.unavailable() or None}
+            for each in FAULTS.values()
+        ]
         print_json({"faults": documents, "groups": GROUPS})
     else:
-        rows = [(each.name, each.lane, each.about) for each in FAULTS.values()]
+        rows = [
+            (each.name, each.lane, f"{each.about} [not here: {why}]" if (why := each.unavailable()) else each.about)
+            for each in FAULTS.values()
+        ]
         print_table(("fault", "lane", "what is done"), rows, empty="no fault")
     return OK
 

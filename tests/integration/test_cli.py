@@ -49,7 +49,7 @@ SETTINGS = re.compile("(ELECTION|ETCDCTL|OTEL)_")
 READS = ("leader", "observe", "candidates", "list", "agents list")
 RUNS = ("campaign", "agents join", "collect", "serve")
 NAMED = {"leader", "observe", "candidates", "campaign", "agents join"}
-COMMANDS = ("", "agents", *READS, *RUNS, "dev", "version")
+COMMANDS = ("", "agents", *READS, *RUNS, "dev", "drill", "version")
 
 
 def revision(token: str) -> int:

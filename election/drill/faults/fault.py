@@ -48,6 +48,11 @@ class Stage(Protocol):
         ...
 
     @property
+    def observed(self) -> int:
+        """The revision up to which the history has all that etcd did."""
+        ...
+
+    @property
     def rng(self) -> random.Random:
         """Decides everything that the fault leaves to chance."""
         ...

@@ -47,6 +47,11 @@ class Scene:
         """The election that the orchestrators stand for."""
         return self.system.settings.election
 
+    @property
+    def observed(self) -> int:
+        """The last revision that was written down."""
+        return self.system.observer.revision
+
     def on(self, who: str) -> None:
         """Notes that the fault begins, and on whom."""
         self.tally.injected += 1
