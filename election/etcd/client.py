@@ -31,6 +31,7 @@ from election.pb.etcd import rpc_pb2 as rpc
 _LEAST_ATTEMPT_S = 0.05
 _APPROACH_S = 0.25
 _DRAWS = 3
+_TOKEN_IS_NEW_S = 3.0
 """How many lease ids are tried."""
 
 
@@ -71,6 +72,7 @@ class EtcdClient:
         self._rng = rng or random.SystemRandom()  # a seed would give two processes the same lease ids
         self._member = self._rng.randrange(len(self._transport.endpoints))
         self._token: str | None = None
+        self._token_at_s = 0.0
         self._token_lock = asyncio.Lock()
         self._raft_term = 0
 
@@ -283,6 +285,8 @@ class EtcdClient:
                 continue
             if remedy in (Remedy.OTHER_MEMBER, Remedy.OTHER_MEMBER_SURELY, Remedy.UNSENT):
                 self.avoid(member)
+            if failure.code is StatusCode.DEADLINE_EXCEEDED:
+                self.doubt_token()
             if over or remedy not in _REPEATED[repeat]:
                 break
         asked = self._asked(member, methods.keys_of(request))
@@ -323,6 +327,15 @@ class EtcdClient:
         """Gets a new auth token for the next call."""
         self._token = None
 
+    def doubt_token(self) -> None:
+        """Gets a new auth token for the next call, unless the present one is quite new: called after a silence.
+
+        An etcd that was restored from a snapshot does not refuse the tokens of before: it waits until its index is
+        theirs, so that nothing is ever answered (etcd: server/auth/store.go, isValidSimpleToken).
+        """
+        if self.clock.now_s() - self._token_at_s > _TOKEN_IS_NEW_S:
+            self.drop_token()
+
     def avoid(self, member: int) -> None:
         """Uses the next member from now on, unless somebody has moved on already."""
         if self._member == member:
@@ -350,7 +363,7 @@ class EtcdClient:
                         break
                     self.avoid(member)
                 else:
-                    self._token = answer.token
+                    self._token, self._token_at_s = answer.token, self.clock.now_s()
                     return
             raise error_from(failure, self._asked(member), wrote=False)
 

@@ -143,6 +143,7 @@ async def _renew(
             answer = await stream.read()
     except TimeoutError:
         client.avoid(member)
+        client.doubt_token()
         return None
     except RpcFailed as failure:
         if (error := client.stream_error(failure, member)) is not None:

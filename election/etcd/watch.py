@@ -124,6 +124,7 @@ async def watch(
                     doubted = False
                     yield item
             client.avoid(member)
+            client.doubt_token()
         except RpcFailed as failure:
             error = client.stream_error(failure, member, [prefix])
             if isinstance(error, AccessDenied) and not doubted and client.config.user is not None:
