@@ -54,7 +54,7 @@ class Peers:
         return self._ways[one, other].held and self._ways[other, one].held
 
     def slow(self, delay_s: float) -> None:
-        """Everything arrives at least this much later."""
+        """Everything that is sent from now on arrives this much later."""
         for way in self._ways.values():
             way.delay_s = delay_s
 
