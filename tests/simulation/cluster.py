@@ -79,6 +79,12 @@ class Cluster(FakeEtcd):
         with self.store.writing():
             self.store.delete(Interval(key, b""))
 
+    def revoke_lease_of(self, key: bytes) -> None:
+        """Somebody ends the lease that a key is on."""
+        found = self.store.get(key)
+        if found is not None and found.lease:
+            self.lessor.revoke(found.lease)
+
     def open_watch(self, member: int, send: Callable[[rpc.WatchResponse], None]) -> WatchSession:
         """Opens a watch stream on a member; it ends with `close_watch`."""
         self.tick()

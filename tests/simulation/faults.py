@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -18,7 +17,7 @@ from tests.fake.transport import Link
 from tests.simulation.cluster import Cause, Cluster
 from tests.simulation.network import CLEAR, Weather
 from tests.simulation.nodes import AgentNode, CandidateNode, Node, ObserverNode
-from tests.simulation.plan import Step
+from tests.simulation.plan import LEADER, Step
 
 _RESTORING_S = 3.0
 """How long etcd is away while it is restored: longer than any term lasts without it."""
@@ -28,6 +27,15 @@ _WEATHERS = {
     "slow": (Weather(slow_s=0.3), Weather(slow_s=1.0), Weather(slow_s=3.0, lost=0.1)),
     "breaking": (Weather(broken=0.2), Weather(broken=0.5, lost=0.2, slow_s=0.1)),
 }
+
+ON_PROCESSES = (
+    *("cut", "cut off", "answers lost", "requests lost", "errors", "slow", "breaking"),
+    *("stop", "stop and cut off", "suspend", "skip", "kill"),
+)
+ON_MEMBERS = (
+    *("move", "kill a member", "pause a member", "isolate a member"),
+    *("fall behind", "fall behind and die", "compact"),
+)
 
 
 class Faults:
@@ -55,22 +63,23 @@ class Faults:
 
     def do(self, step: Step) -> None:
         """Does one step; what lasts is undone when its time is over."""
-        kind, rank = step.kind, step.rank
-        node = self._nodes[step.node % len(self._nodes)]
-        cluster = self._cluster
-        member = rank % len(cluster.members)
-        if kind in _WEATHERS:
-            self._weather(step, node)
-            return
-        match kind:
+        if step.kind in ON_PROCESSES:
+            self._hurt(step, self._node(step))
+        elif step.kind in ON_MEMBERS:
+            self._member(step.kind, step.rank % len(self._cluster.members), step.for_s)
+        else:
+            self._meddle(step)
+
+    def _hurt(self, step: Step, node: Node) -> None:
+        match step.kind:
             case "cut":
-                self._link(step, node, Link.CUT, [member])
+                self._link(step, node, Link.CUT, [step.rank % len(self._cluster.members)])
             case "cut off":
-                self._link(step, node, Link.CUT, range(3))
+                self._link(step, node, Link.CUT)
             case "answers lost":
-                self._link(step, node, Link.ANSWERS_LOST, range(3))
+                self._link(step, node, Link.ANSWERS_LOST)
             case "requests lost":
-                self._link(step, node, Link.REQUESTS_LOST, range(3))
+                self._link(step, node, Link.REQUESTS_LOST)
             case "stop" | "stop and cut off":
                 self._stop(step, node)
             case "suspend":
@@ -79,21 +88,26 @@ class Faults:
                 node.clock.skip(step.for_s)
             case "kill":
                 self._kill(node, step.for_s)
+            case _:
+                self._weather(step, node)
+
+    def _meddle(self, step: Step) -> None:
+        match step.kind:
             case "kill an agent":
                 agents = [each for each in self._nodes if isinstance(each, AgentNode)]
-                self._kill(agents[rank % len(agents)], step.for_s if rank % 3 else None)
+                self._kill(agents[step.rank % len(agents)], step.for_s if step.rank % 3 else None)
             case "hand over":
-                self._hand_over(rank)
-            case "delete the leader's key" | "revoke the leader's lease":
-                self._meddle(rank, revoke=kind.startswith("revoke"))
+                self._hand_over(step.rank)
+            case "delete the leader's key":
+                self._take_away(step.rank, self._cluster.delete)
+            case "revoke the leader's lease":
+                self._take_away(step.rank, self._cluster.revoke_lease_of)
             case "stray state":
-                self._stray(rank)
+                self._stray(step.rank)
             case "raise the epoch":
                 self._begin(self._raise_epoch())
-            case "restore" | "restore and bump":
-                self._restore(step)
             case _:
-                self._member(kind, member, step.for_s)
+                self._restore(step)
 
     def end(self) -> None:
         """Everything is well again."""
@@ -112,6 +126,13 @@ class Faults:
                 self._restart(node)
         if self._snapshot is not None:
             self._begin(self._raise_epoch())
+
+    def _node(self, step: Step) -> Node:
+        if step.node >= 0:
+            return self._nodes[step.node]
+        election = "demo" if step.node == LEADER else COLLECTOR_ELECTION
+        candidates = [each for each in self._nodes if isinstance(each, CandidateNode) and each.election == election]
+        return next((each for each in candidates if each.is_leader), candidates[0])
 
     # --- processes -------------------------------------------------------------------------------------------
 
@@ -137,7 +158,7 @@ class Faults:
         if for_s is not None:
             self._later(for_s, lambda: self._restart(node))
 
-    def _link(self, step: Step, node: Node, link: Link, members: Any) -> None:
+    def _link(self, step: Step, node: Node, link: Link, members: Iterable[int] = range(3)) -> None:
         for member in members:
             node.way.set_link(member, link)
         self._later(step.for_s, node.way.mend)
@@ -171,20 +192,13 @@ class Faults:
         with suppress(ElectionError):
             leader.process.call(lambda: leader.candidate.hand_over(others[rank % len(others)] if others else None))
 
-    def _meddle(self, rank: int, *, revoke: bool) -> None:
+    def _take_away(self, rank: int, take: Callable[[bytes], None]) -> None:
+        """A stranger takes a leader's key from it."""
         leader = self._leader(rank)
-        if leader is None or leader.key is None or not self._cluster.has_quorum:
-            return
-        found = self._cluster.store.get(leader.key)
-        if found is None:
-            return
-        self._cluster.cause = Cause.STRANGER
-        if revoke:
-            with suppress(RpcFailed):
-                self._cluster.lessor.revoke(found.lease)
-        else:
-            self._cluster.delete(leader.key)
-        self._cluster.cause = Cause.CALL
+        if leader is not None and leader.key is not None and self._cluster.has_quorum:
+            self._cluster.cause = Cause.STRANGER
+            take(leader.key)
+            self._cluster.cause = Cause.CALL
 
     def _stray(self, rank: int) -> None:
         if self._cluster.has_quorum:
@@ -230,7 +244,7 @@ class Faults:
             return
         self._snapshot = self._cluster.snapshot()
         self._later(step.for_s, self._go_away)
-        bump = 1_000_000 if step.kind == "restore and bump" else 0
+        bump = 1_000 if step.kind == "restore and bump" else 0
         self._later(step.for_s + _RESTORING_S, lambda: self._come_back(bump))
 
     def _go_away(self) -> None:

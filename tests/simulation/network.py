@@ -22,6 +22,7 @@ from google.protobuf.message import Message
 from election.etcd import methods
 from election.etcd.methods import Method, Req, Resp
 from election.etcd.transport import Metadata, RpcFailed, Stream
+from election.pb.etcd import rpc_pb2 as rpc
 from tests.fake import statuses
 from tests.fake.etcd import FakeEtcd, MemberState
 from tests.fake.streams import FakeStream
@@ -38,14 +39,14 @@ class Moment(Enum):
     NOW = "at once"
     BEFORE_RENEWAL = "between reading the clock for a renewal and sending it"
     AFTER_RENEWAL = "while a renewal is on its way"
-    BEFORE_WRITE = "between deciding on a transaction and sending it"
-    AFTER_WRITE = "while a transaction is on its way"
+    BEFORE_WRITE = "between deciding on a write and sending it"
+    AFTER_WRITE = "while a write is on its way"
 
-    def fits(self, method: Method[Any, Any], *, sent: bool) -> bool:
+    def fits(self, method: Method[Any, Any], message: Message, *, sent: bool) -> bool:
         """Whether it is now, for a process that sends something, or has sent it."""
         if method.path == methods.LEASE_KEEP_ALIVE.path:
             return self is (Moment.AFTER_RENEWAL if sent else Moment.BEFORE_RENEWAL)
-        if method.path == methods.TXN.path:
+        if isinstance(message, rpc.TxnRequest) and message.compare:
             return self is (Moment.AFTER_WRITE if sent else Moment.BEFORE_WRITE)
         return False
 
@@ -99,9 +100,9 @@ class Way(FakeTransport):
             stream.cancel()
         self._notice()
 
-    async def sends(self, method: Method[Any, Any], *, sent: bool) -> None:
+    async def sends(self, method: Method[Any, Any], message: Message, *, sent: bool) -> None:
         """The process sends something, or has sent it: it may be stopped here."""
-        if self._stop is not None and self._stop[0].fits(method, sent=sent):
+        if self._stop is not None and self._stop[0].fits(method, message, sent=sent):
             _, stop = self._stop
             self._stop = None
             stop()
@@ -121,12 +122,12 @@ class Way(FakeTransport):
     ) -> Resp:
         """One request, one answer; the request goes on its way whatever becomes of the process."""
         del metadata
-        await self.sends(method, sent=False)
+        await self.sends(method, request, sent=False)
         loop = asyncio.get_running_loop()
         call = loop.create_task(self._unary(member, method, deepcopy(request)), context=self.network)
         try:
             async with asyncio.timeout(timeout_s) as limit:
-                await self.sends(method, sent=True)
+                await self.sends(method, request, sent=True)
                 return cast("Resp", await asyncio.shield(call))
         except TimeoutError:
             if limit.expired():
@@ -178,7 +179,7 @@ class WayStream(FakeStream[Req, Resp]):
 
     async def write(self, request: Req) -> None:
         """Sends one message."""
-        await self._transport.sends(self._method, sent=False)
+        await self._transport.sends(self._method, request, sent=False)
         if self._error is not None:
             raise self._error
         if self._cancelled:
@@ -188,7 +189,7 @@ class WayStream(FakeStream[Req, Resp]):
             self._fail(error)
             raise error
         self._sent_until_s = self._pass(self._reach, deepcopy(request), self._sent_until_s)
-        await self._transport.sends(self._method, sent=True)
+        await self._transport.sends(self._method, request, sent=True)
 
     async def read(self) -> Resp | None:
         """The next message. Cancelling it ends the stream."""

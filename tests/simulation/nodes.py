@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Protocol
 
 from election.agents import Agent
@@ -29,6 +29,7 @@ from tests.simulation.register import Entry, append
 
 TTL_S, RECONCILE_S = 3, 5.0
 _AGAIN_S = 0.5
+_RESIGNS = 0.03
 _CANDIDATE = CandidateConfig(ttl_s=TTL_S, retry_max_s=1.0)
 _AGENT = AgentConfig(ttl_s=TTL_S, retry_max_s=1.0)
 _BREAKER = BreakerConfig(hold_s=3.0)
@@ -112,9 +113,7 @@ class CandidateNode(Node):
         self._watch()
 
     def _made(self) -> Candidate:
-        return Candidate(
-            self.client, self._keyspace, self.election, id=self.name, config=_CANDIDATE, rng=self.rng
-        )
+        return Candidate(self.client, self._keyspace, self.election, id=self.name, config=_CANDIDATE, rng=self.rng)
 
     def _watch(self) -> None:
         machine = self.candidate._machine
@@ -161,11 +160,14 @@ class CandidateNode(Node):
                     return
                 except EtcdError:
                     pass
+                if self.rng.random() < _RESIGNS:
+                    return
                 await self.clock.sleep_s(self.rng.uniform(0.1, 1.0))
         finally:
-            if self._stops_in_s:
+            try:
                 await asyncio.sleep(self._stops_in_s)
-            self.works_under = None
+            finally:
+                self.works_under = None
 
 
 class CollectorNode(CandidateNode):
@@ -216,10 +218,8 @@ class AgentNode(Node):
 
     async def _store(self, agent: Agent) -> None:
         for number in range(1_000_000):
-            try:
+            with suppress(AgentLost, EtcdError):
                 await agent.put(self.rng.choice("ab"), str(number), keep=self.rng.random() < 0.3)
-            except (AgentLost, EtcdError):
-                pass
             await self.clock.sleep_s(self.rng.uniform(0.2, 1.5))
 
 
@@ -227,7 +227,11 @@ class ObserverNode(Node):
     """Follows everything by the watch, and compares it with what etcd had at the same revision."""
 
     def __init__(
-        self, *settings: object, keyspace: Keyspace, compare: Callable[[int, dict[bytes, KeyValue]], str | None], told: Told
+        self,
+        *settings: object,
+        keyspace: Keyspace,
+        compare: Callable[[int, dict[bytes, KeyValue]], str | None],
+        told: Told,
     ) -> None:
         super().__init__(*settings)  # type: ignore[arg-type]
         self._keyspace = keyspace

@@ -12,9 +12,11 @@ LASTS_S = 14.0
 """For how long there are faults."""
 
 _FEWEST, _MOST = 5, 16
-_LONGEST_S = 5.0
-_SLOWEST, _FASTEST = 0.76, 1.24
+_SHORT_S, _LONG_S = (0.1, 2.0), (2.0, 5.5)
+_RATES = ((0.76, 0.8), (0.76, 1.24), (1.0, 1.0))
 """How far a clock may drift: what the margin covers is a third of the TTL."""
+LEADER, COLLECTOR = -1, -2
+"""In place of a number: the node that leads one of the elections when the step comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,8 @@ class Step:
 
     def __str__(self) -> str:
         when = "" if self.moment is Moment.NOW else f" {self.moment.value}"
-        return f"{self.at_s:6.2f} s  {self.kind}{when}, node {self.node}, {self.for_s:.2f} s, rank {self.rank}"
+        whom = {LEADER: "the leader", COLLECTOR: "the collector that leads"}.get(self.node, f"n{self.node}")
+        return f"{self.at_s:6.2f} s  {self.kind}{when}; {whom}; for {self.for_s:.2f} s; rank {self.rank}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ def draw(seed: int) -> Plan:
         candidates,
         collectors,
         agents,
-        tuple(rng.uniform(_SLOWEST, _FASTEST) for _ in range(nodes)),
+        tuple(rng.uniform(*rng.choice(_RATES)) for _ in range(nodes)),
         tuple(rng.choice((0.001, 0.003, 0.02)) for _ in range(nodes)),
         grace_s=rng.choice((0.0, 0.5, 1.5)),
         breaker=rng.random() < 0.3,
@@ -113,8 +116,8 @@ def _step(rng: random.Random, nodes: int) -> Step:
     return Step(
         at_s=round(rng.uniform(0.5, LASTS_S), 2),
         kind=kind,
-        node=rng.randrange(nodes),
-        for_s=round(rng.uniform(0.1, _LONGEST_S), 2),
+        node=rng.choice((rng.randrange(nodes), LEADER, COLLECTOR)),
+        for_s=round(rng.uniform(*rng.choice((_SHORT_S, _LONG_S))), 2),
         rank=rng.randrange(1 << 16),
         moment=moment,
     )

@@ -134,7 +134,7 @@ class ProcessLoop(VirtualLoop):
         self._tasks = 0
         self.set_task_factory(self._task)
 
-    def call_soon(  # type: ignore[override]
+    def call_soon(
         self, callback: Callback, *args: object, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         """As any loop, but for processes that are stopped."""
@@ -145,7 +145,7 @@ class ProcessLoop(VirtualLoop):
         call.handle = handle = super().call_soon(call, context=context)
         return handle
 
-    def call_at(  # type: ignore[override]
+    def call_at(
         self, when: float, callback: Callback, *args: object, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         """As any loop, but for processes that are stopped, and machines that were suspended."""
