@@ -231,7 +231,7 @@ class _Run:
 
     async def _tear_down(self) -> None:
         for node in [*self._nodes, *self._killed]:
-            await node.way.close()
+            node.way.end()
             node.process.revive()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:

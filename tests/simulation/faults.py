@@ -23,13 +23,19 @@ _RESTORING_S = 3.0
 """How long etcd is away while it is restored: longer than any term lasts without it."""
 
 _WEATHERS = {
-    "errors": (Weather(refused=0.2, lost=0.2, twice=0.2), Weather(refused=0.5), Weather(lost=0.6)),
-    "slow": (Weather(slow_s=0.3), Weather(slow_s=1.0), Weather(slow_s=3.0, lost=0.1)),
-    "breaking": (Weather(broken=0.2), Weather(broken=0.5, lost=0.2, slow_s=0.1)),
+    "errors": (
+        Weather(refused=0.2, lost=0.2, unanswered=0.2, twice=0.2),
+        Weather(refused=0.5),
+        Weather(lost=0.6),
+        Weather(unanswered=0.6),
+    ),
+    "slow": (Weather(slow_s=0.3), Weather(slow_s=1.0), Weather(slow_s=3.0, unanswered=0.1)),
+    "slow watch": (Weather(watch_slow_s=1.0), Weather(watch_slow_s=4.0)),
+    "breaking": (Weather(broken=0.2), Weather(broken=0.5, unanswered=0.2, slow_s=0.1)),
 }
 
 ON_PROCESSES = (
-    *("cut", "cut off", "answers lost", "requests lost", "errors", "slow", "breaking"),
+    *("cut", "cut off", "answers lost", "requests lost", "errors", "slow", "slow watch", "breaking"),
     *("stop", "stop and cut off", "suspend", "skip", "kill"),
 )
 ON_MEMBERS = (

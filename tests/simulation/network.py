@@ -18,6 +18,7 @@ from enum import Enum
 from typing import Any, cast
 
 from google.protobuf.message import Message
+from grpc import StatusCode
 
 from election.etcd import methods
 from election.etcd.methods import Method, Req, Resp
@@ -55,16 +56,19 @@ class Moment(Enum):
 class Weather:
     """What happens to the messages of one process. Each number but the last is the share of calls to which it does.
 
-    `refused` is a definite failure; with `lost` the answer of a call that was executed is lost, at once or after the
-    caller's patience; `twice` executes a call twice, and `broken` breaks a stream. `slow_s` is the longest delay of a
-    message, each way.
+    `refused` is a definite failure. The caller cannot know what became of a call where the request is `lost`, or where
+    it was executed and is `unanswered`, which shows at once or not before the caller's patience ends. `twice` executes
+    a call twice, and `broken` breaks a stream. `slow_s` is the longest delay of a message, each way, and `watch_slow_s`
+    that of what a watch tells, in order.
     """
 
     refused: float = 0.0
     lost: float = 0.0
+    unanswered: float = 0.0
     twice: float = 0.0
     broken: float = 0.0
     slow_s: float = 0.0
+    watch_slow_s: float = 0.0
 
 
 CLEAR = Weather()
@@ -81,6 +85,7 @@ class Way(FakeTransport):
         self.network = network
         self.process = process
         self._rng = rng
+        self._over = False
         self._stop: tuple[Moment, Callable[[], None]] | None = None
 
     def stop_at(self, moment: Moment, stop: Callable[[], None]) -> None:
@@ -92,6 +97,11 @@ class Way(FakeTransport):
         self.weather = CLEAR
         self._stop = None
         self.mend()
+
+    def end(self) -> None:
+        """The run is over: every call fails, and it is no use to repeat it."""
+        self._over = True
+        self.break_off()
 
     def break_off(self) -> None:
         """The process is gone, and with it its connections."""
@@ -108,9 +118,11 @@ class Way(FakeTransport):
             stop()
             await asyncio.sleep(0)
 
-    def delay_s(self) -> float:
+    def delay_s(self, method: Method[Any, Any]) -> float:
         """How long a message takes."""
         slow_s = self.weather.slow_s
+        if method.path == methods.WATCH.path:
+            slow_s = max(slow_s, self.weather.watch_slow_s)
         return self.latency_s + slow_s * self._rng.random() if slow_s else self.latency_s
 
     def breaks(self) -> bool:
@@ -122,6 +134,8 @@ class Way(FakeTransport):
     ) -> Resp:
         """One request, one answer; the request goes on its way whatever becomes of the process."""
         del metadata
+        if self._over:
+            raise RpcFailed(StatusCode.FAILED_PRECONDITION, "the run is over")
         await self.sends(method, request, sent=False)
         loop = asyncio.get_running_loop()
         call = loop.create_task(self._unary(member, method, deepcopy(request)), context=self.network)
@@ -147,11 +161,13 @@ class Way(FakeTransport):
         """What a request goes through before the member sees it."""
         if self._closed:
             raise statuses.CHANNEL_CLOSED.error()
-        await asyncio.sleep(self.delay_s())
+        await asyncio.sleep(self.delay_s(method))
         if self.weather is CLEAR or method.path == methods.CAMPAIGN.path:
             return
         if self._rng.random() < self.weather.refused:
             raise statuses.NO_LEADER.error()
+        if self._rng.random() < self.weather.lost:
+            raise statuses.SOCKET_CLOSED.error()
         if self._rng.random() < self.weather.twice and self.hears(member) and self.etcd.has_leader(member):
             with suppress(RpcFailed):
                 self.execute(member, method, request)
@@ -159,8 +175,8 @@ class Way(FakeTransport):
     async def after(self, member: int, method: Method[Any, Any], answer: Message) -> None:
         """What an answer goes through before it is in the process's socket."""
         del member, answer
-        await asyncio.sleep(self.delay_s())
-        if self.weather is not CLEAR and self._rng.random() < self.weather.lost:
+        await asyncio.sleep(self.delay_s(method))
+        if self.weather is not CLEAR and self._rng.random() < self.weather.unanswered:
             if self._rng.random() < 0.5 and method.path != methods.CAMPAIGN.path:
                 await asyncio.sleep(_HANGS_S)
             raise statuses.SOCKET_CLOSED.error()
@@ -212,7 +228,7 @@ class WayStream(FakeStream[Req, Resp]):
 
     def _pass(self, arrive: Callable[[Message], None], message: Message, not_before_s: float) -> float:
         loop = asyncio.get_running_loop()
-        at_s = max(loop.time() + self._transport.delay_s(), not_before_s + _APART_S)  # timers of one time have no order
+        at_s = max(loop.time() + self._transport.delay_s(self._method), not_before_s + _APART_S)  # timers of one time have no order
         loop.call_at(at_s, arrive, message, context=self._transport.network)
         return at_s
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tests.simulation.network import Moment
 
-LASTS_S = 14.0
+LASTS_S = 10.0
 """For how long there are faults."""
 
 _FEWEST, _MOST = 5, 16
@@ -64,17 +64,18 @@ _KINDS = {
     "requests lost": 3,
     "errors": 8,
     "slow": 6,
+    "slow watch": 8,
     "breaking": 4,
     "stop": 12,
     "stop and cut off": 8,
     "suspend": 4,
     "skip": 3,
     "kill": 5,
-    "kill an agent": 7,
+    "kill an agent": 10,
     "hand over": 8,
-    "delete the leader's key": 3,
+    "delete the leader's key": 5,
     "revoke the leader's lease": 2,
-    "stray state": 3,
+    "stray state": 5,
     "raise the epoch": 3,
     "move": 6,
     "kill a member": 6,
