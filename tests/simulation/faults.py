@@ -22,6 +22,9 @@ from tests.simulation.plan import LEADER, Step
 _RESTORING_S = 3.0
 """How long etcd is away while it is restored: longer than any term lasts without it."""
 
+_BUMP = 1_000
+"""More than a run writes; operators take a thousand million."""
+
 _WEATHERS = {
     "errors": (
         Weather(refused=0.2, lost=0.2, unanswered=0.2, twice=0.2),
@@ -122,7 +125,7 @@ class Faults:
         for task in self._tasks:
             task.cancel()
         if cluster.is_away:
-            self._come_back(0)
+            self._come_back("restore")
         for member in range(len(cluster.members)):
             cluster.resume(member)
             cluster.catch_up(member)
@@ -250,22 +253,23 @@ class Faults:
             return
         self._snapshot = self._cluster.snapshot()
         self._later(step.for_s, self._go_away)
-        bump = 1_000 if step.kind == "restore and bump" else 0
-        self._later(step.for_s + _RESTORING_S, lambda: self._come_back(bump))
+        self._later(step.for_s + _RESTORING_S, lambda: self._come_back(step.kind))
 
     def _go_away(self) -> None:
         self._cluster.is_away = True
         for member in range(len(self._cluster.members)):
             self._cluster.stop(member)
 
-    def _come_back(self, bump: int) -> None:
+    def _come_back(self, kind: str) -> None:
         if not self._cluster.is_away:
             return
         assert self._snapshot is not None
         self._cluster.is_away = False
-        self._cluster.restore(self._snapshot, bump=bump)
+        self._cluster.restore(self._snapshot, bump=0 if kind == "restore" else _BUMP)
         self._restored()
-        if not bump:
+        if kind == "restore and bump":  # and mark as compacted, as etcd's manual says
+            self._cluster.compact()
+        if kind == "restore":
             self._later(2.0, lambda: self._begin(self._raise_epoch()))
 
     # --- later -----------------------------------------------------------------------------------------------
