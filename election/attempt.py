@@ -141,14 +141,16 @@ class Attempt:
         try:
             answer = await self._client.campaign(name, self._lease.id, self._candidacy.record.encode())
         except EtcdError as error:
-            if not await self._is_queued():
+            if await self._is_queued():
+                self._candidacy.watch.forget()  # nothing else is left that would tell of keys of another history
+            else:
                 self._machine.apply(leadership.AttemptFailed(self._clock.now_s(), error))
         else:
             await self._clock.sleep_s(_HEAD_START_S)
             self._machine.apply(leadership.CampaignReturned(answer.leader.rev))
 
     async def _is_queued(self) -> bool:
-        """Whether the key is there although the call failed: then the watch will show it, and decides."""
+        """Whether the key is there although the call failed: then a new list will show it, and the watch decides."""
         try:
             return (await self._client.get(self.key))[0] is not None
         except EtcdError:
