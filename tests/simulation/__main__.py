@@ -59,13 +59,19 @@ def _all_mistakes(seeds: range, workers: int) -> bool:
 
 def _first_failure(seeds: range, workers: int, name: str | None, *, progress: bool) -> Outcome | None:
     began_s = told_s = time.monotonic()
+    slowest_s = 0.0
     for done, outcome in enumerate(_outcomes(seeds, workers, name), 1):
         if outcome.violation is not None:
             return outcome
+        slowest_s = max(slowest_s, outcome.settled_in_s)
         if progress and (time.monotonic() - told_s > _PROGRESS_S or done == len(seeds)):
             told_s = time.monotonic()
             rate = done / (told_s - began_s) * 60
-            click.echo(f"seed {outcome.plan.seed}: {done} runs, nothing broken; {rate:.0f} a minute", err=True)
+            click.echo(
+                f"seed {outcome.plan.seed}: {done} runs, nothing broken, all is well {slowest_s:.1f} s after the faults at "
+                f"the latest; {rate:.0f} runs a minute",
+                err=True,
+            )
     return None
 
 

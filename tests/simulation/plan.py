@@ -86,6 +86,7 @@ _KINDS = {
     "compact": 5,
     "restore": 1,
     "restore and bump": 1,
+    "restore and bump, unmarked": 1,
 }
 _NAMES, _WEIGHTS = list(_KINDS), list(_KINDS.values())
 _STOPS = ("stop", "stop and cut off")
