@@ -8,7 +8,9 @@ WORKERS ?= 4
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run story test drill bench lint proto constraints clean
+SEEDS ?= 1000
+FROM ?= 1
+.PHONY: help setup run story test simulate drill bench lint proto constraints clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +31,10 @@ story: $(READY) ## a leader that is paused and wakes up too late, without the fe
 
 test: $(READY) ## run all tests; those that need etcd start their own
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+# A night's work: SEEDS=1000000. Known mistakes, which have to be found: SEEDS=10000 ARGS=--mistakes
+simulate: $(READY) ## run the library on an etcd in memory, hurt by a seed, and check every promise (SEEDS=10000 FROM=1)
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --from $(FROM) $(ARGS)
 
 drill: $(READY) ## an hour of faults on whole systems, and a check of every promise (ARGS='--seed 7')
 	@$(BIN)/election drill --duration 1h $(ARGS)

@@ -152,6 +152,7 @@ class Attempt:
             except EtcdError as error:
                 queued = await self._is_queued()
                 if queued:
+                    self._candidacy.watch.forget()  # nothing else is left that would tell of keys of another history
                     return
                 passes = isinstance(error, AccessDenied | EtcdUnavailable) and not error.indefinite
                 if queued is None or not passes or calls == _CALLS:
@@ -163,7 +164,7 @@ class Attempt:
                 return
 
     async def _is_queued(self) -> bool | None:
-        """Whether the key is there although the call failed: then the watch will show it, and decides.
+        """Whether the key is there although the call failed: then a new list will show it, and the watch decides.
 
         None when etcd does not tell.
         """
