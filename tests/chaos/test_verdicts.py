@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from election.cli.main import cli
 from election.drill.checker import State, Verdict, all_held, check
-from election.drill.checker.__main__ import main
 from election.drill.checker.agents import INVARIANTS
 from election.drill.checker.fences import FENCE, NO_WRITE_LOST
 from election.drill.checker.judge import NOTHING_LEFT
@@ -164,7 +164,7 @@ def test_candidates_that_tell_nothing_are_to_lead_again_all_the_same() -> None:
 def test_a_folder_can_be_judged_again(tmp_path: Path) -> None:
     """By the command, which exits with 0 only when everything held."""
 
-    def save(story: Saga, folder: Path) -> int:
+    def save(story: Saga, folder: Path) -> object:
         history = story.history()
         folder.mkdir()
         write_settings(folder, history.settings)
@@ -175,7 +175,7 @@ def test_a_folder_can_be_judged_again(tmp_path: Path) -> None:
         if history.later:
             Journal(folder / LATER).write(*history.later)
         assert check(History.load(folder)) == check(json_round(history))
-        return CliRunner().invoke(main, [str(folder)]).exit_code
+        return CliRunner().invoke(cli, ["drill", "--check", str(folder)], standalone_mode=False).return_value
 
     assert save(whole(), tmp_path / "good") == 0
     assert save(overlap(), tmp_path / "bad") == 1

@@ -134,7 +134,8 @@ async def dev_of(cli: Cli, namespace: str, folder: Path, respawn_s: int) -> Asyn
         yield dev
     finally:
         for pid in dev.processes():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended by itself just now
+                os.kill(pid, signal.SIGKILL)
 
 
 async def test_a_killed_leader_is_followed_by_another_and_ctrl_c_ends_all(
