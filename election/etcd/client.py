@@ -18,7 +18,7 @@ from grpc import StatusCode
 
 from election.clock import BootClock, Clock
 from election.config import EtcdConfig
-from election.errors import EtcdError
+from election.errors import EtcdError, EtcdUnavailable
 from election.etcd import methods
 from election.etcd.failures import Asked, Remedy, error_from, remedy_for
 from election.etcd.methods import Method, Req, Resp
@@ -264,6 +264,7 @@ class EtcdClient:
         budget_s = self.config.call_timeout_s if timeout_s is None else timeout_s
         give_up_at_s = self.clock.now_s() + budget_s
         authenticated = False
+        error: EtcdError
         for attempt in range(1_000):  # the deadline ends it; the number is there so that nothing loops for ever
             if attempt >= len(self._transport.endpoints):
                 await self.clock.sleep_s(min(0.05 * attempt, 0.25))
@@ -271,32 +272,37 @@ class EtcdClient:
             if attempt and remaining_s < _LEAST_ATTEMPT_S:
                 break  # an attempt that can only time out would hide why the others failed
             attempt_s = min(remaining_s, self.config.attempt_timeout_s) if repeat is Repeat.SAFE else remaining_s
-            member = self._member
             try:
-                return await self._attempt(member, method, request, max(attempt_s, 0.001))
-            except RpcFailed as failed:
-                failure = failed
-            remedy = remedy_for(failure)
+                metadata = await self._metadata()
+            except EtcdUnavailable as nobody_asked:
+                error = nobody_asked
+                continue
+            member, token = self._member, self._token
+            try:
+                return await self._attempt(member, method, request, max(attempt_s, 0.001), metadata)
+            except RpcFailed as failure:
+                asked = self._asked(member, methods.keys_of(request))
+                error, remedy = error_from(failure, asked, wrote=repeat is not Repeat.SAFE), remedy_for(failure)
+                if failure.code is StatusCode.DEADLINE_EXCEEDED:
+                    self.doubt_token()
             over = self.clock.now_s() >= give_up_at_s
             may_begin_anew = repeat is not Repeat.UNSENT and not over
             if remedy is Remedy.AUTHENTICATE and self.config.user is not None and not authenticated and may_begin_anew:
                 authenticated = True
-                await self.authenticate(self._token)
+                if self._token == token:
+                    self.drop_token()
                 continue
             if remedy in (Remedy.OTHER_MEMBER, Remedy.OTHER_MEMBER_SURELY, Remedy.UNSENT):
                 self.avoid(member)
-            if failure.code is StatusCode.DEADLINE_EXCEEDED:
-                self.doubt_token()
             if over or remedy not in _REPEATED[repeat]:
                 break
-        asked = self._asked(member, methods.keys_of(request))
-        raise error_from(failure, asked, wrote=repeat is not Repeat.SAFE)
+        raise error
 
-    async def _attempt(self, member: int, method: Method[Req, Resp], request: Req, timeout_s: float) -> Resp:
+    async def _attempt(
+        self, member: int, method: Method[Req, Resp], request: Req, timeout_s: float, metadata: Metadata
+    ) -> Resp:
         limit_s = None if timeout_s == float("inf") else timeout_s
-        answer = await self._transport.unary(
-            member, method, request, timeout_s=limit_s, metadata=await self._metadata()
-        )
+        answer = await self._transport.unary(member, method, request, timeout_s=limit_s, metadata=metadata)
         self.note(answer)
         return answer
 
@@ -345,12 +351,12 @@ class EtcdClient:
         """Remembers the raft term of an answer."""
         self._raft_term = max(self._raft_term, answer.header.raft_term)
 
-    async def authenticate(self, stale: str | None = None) -> None:
-        """Gets a new auth token, unless somebody has replaced the `stale` one already."""
+    async def _authenticate(self) -> None:
+        """Gets an auth token, unless somebody else has just got one."""
         async with self._token_lock:
-            if self._token != stale or self.config.user is None:
+            if self._token is not None:
                 return
-            request = rpc.AuthenticateRequest(name=self.config.user, password=self.config.password or "")
+            request = rpc.AuthenticateRequest(name=self.config.user or "", password=self.config.password or "")
             for _ in self._transport.endpoints:
                 member = self._member
                 try:
@@ -374,7 +380,7 @@ class EtcdClient:
         if self.config.user is None:
             return ()
         if self._token is None:
-            await self.authenticate()
+            await self._authenticate()
         return (("token", self._token or ""),)
 
 

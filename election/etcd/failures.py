@@ -56,6 +56,7 @@ _NOT_SENT = (
     "failed to connect to all addresses",
     "Connection refused",
     "connections to all backends failing",
+    "connection attempt timed out before receiving SETTINGS frame",
 )
 # The Election API answers these as UNKNOWN; the KV API gives them a code that says the same.
 _UNDECIDED = (

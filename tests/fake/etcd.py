@@ -93,6 +93,8 @@ class FakeEtcd:
         self.lessor = Lessor(self.store, clock, smallest_ttl_s=math.ceil(1.5 * election_timeout_s))
         self.kvs = KeyValues(self.store, self.lessor)
         self.elections = Elections(self.kvs, self.lessor)
+        self.users: dict[str, str] = {}
+        """Names and passwords. Who has a token may do everything, and nobody asks for one."""
         self._sessions: dict[WatchSession, None] = {}
         self.alarms: dict[tuple[int, rpc.AlarmType.ValueType], None] = {}
         """Alarms that are on: the member's id and the kind."""

@@ -139,5 +139,8 @@ class Services:
         raise statuses.BAD_TRANSFEREE.error()
 
     def _authenticate(self, _: int, request: rpc.AuthenticateRequest) -> rpc.AuthenticateResponse:
-        del request
-        raise statuses.AUTH_NOT_ENABLED.error()
+        if not self._etcd.users:
+            raise statuses.AUTH_NOT_ENABLED.error()
+        if self._etcd.users.get(request.name) != request.password:
+            raise statuses.AUTH_FAILED.error()
+        return rpc.AuthenticateResponse(token=f"token of {request.name}")

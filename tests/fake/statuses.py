@@ -49,6 +49,7 @@ NO_LEADER = Status(StatusCode.UNAVAILABLE, "etcdserver: no leader")
 TIMED_OUT = Status(StatusCode.UNAVAILABLE, "etcdserver: request timed out")
 NOT_LEADER = Status(StatusCode.FAILED_PRECONDITION, "etcdserver: not leader")
 BAD_TRANSFEREE = Status(StatusCode.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
+AUTH_FAILED = Status(StatusCode.INVALID_ARGUMENT, "etcdserver: authentication failed, invalid user ID or password")
 AUTH_NOT_ENABLED = Status(StatusCode.FAILED_PRECONDITION, "etcdserver: authentication is not enabled")
 
 # What gRPC says by itself.

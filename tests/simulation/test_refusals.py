@@ -9,8 +9,10 @@ import pytest
 from google.protobuf.message import Message
 from grpc import StatusCode
 
-from election.errors import AccessDenied, LossReason
+from election.config import EtcdConfig
+from election.errors import AccessDenied, EtcdUnavailable, LossReason
 from election.etcd import methods
+from election.etcd.client import EtcdClient
 from election.etcd.methods import Method, Req, Resp
 from election.etcd.transport import RpcFailed
 from election.leadership import Leading
@@ -100,3 +102,30 @@ async def test_a_candidate_who_may_not_stand_is_told_so_at_once(caplog: pytest.L
         node.candidate.leave()
         await standing
     here.check_spans()
+
+
+@virtual
+async def test_a_call_that_cannot_get_a_token_tries_again_until_its_deadline() -> None:
+    """Nothing was sent, so also a call that must not be repeated; one link that is reset costs nobody an attempt."""
+    here = world()
+    here.etcd.users["me"] = "secret"
+    transport = FakeTransport(here.etcd)
+    config = EtcdConfig(transport.endpoints, user="me", password="secret", call_timeout_s=5)
+    refused = 0
+
+    async def reset(member: int, method: Method[Req, Resp], request: Message) -> None:
+        nonlocal refused
+        if method.path == methods.AUTHENTICATE.path and refused < 4:
+            refused += 1
+            raise RpcFailed(StatusCode.UNAVAILABLE, "recvmsg:Connection reset by peer (104)")
+
+    transport.before_call = reset
+    async with EtcdClient(config, clock=here.etcd.clock, transport=transport) as client:
+        await client.put(b"/election/key", b"")
+        assert refused == 4
+    refused = -(10**6)
+    async with EtcdClient(config, clock=here.etcd.clock, transport=transport) as client:
+        began_s = here.etcd.clock.now_s()
+        with pytest.raises(EtcdUnavailable):
+            await client.put(b"/election/key", b"")
+        assert 4 < here.etcd.clock.now_s() - began_s < 6

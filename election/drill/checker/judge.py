@@ -39,7 +39,7 @@ def check(history: History) -> list[Verdict]:
 def _silent(history: History, *roles: str) -> Iterator[str]:
     """The processes of these roles of which no line is there."""
     spoke = {fact.more["process"] for fact in history.told}
-    ends_s = {fact.who: fact.at_s for fact in history.facts if fact.what in (Done.KILLED, Done.LEAVES)}
+    ends_s = {fact.who: fact.at_s for fact in history.facts if fact.what in (Done.KILLED, Done.LEAVES, Done.ENDED)}
     last_s = max((fact.at_s for fact in history.facts), default=0.0)
     for fact in history.facts:
         if fact.what != Done.STARTED or fact.more["role"] not in roles or fact.who in spoke:
