@@ -35,7 +35,7 @@ from election.keys import Keyspace, check_name
 
 PAGE = "report.html"
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
-_LONGEST_S = 600.0
+_LONGEST_S = 300.0
 """What one drill takes at most: a longer time is divided into several, each on an etcd of its own."""
 _WIDTH = 80
 _ALONE = {"orchestrators": 0, "blocking": 0, "agents": 0, "collectors": 0, "servers": 1}
