@@ -104,7 +104,7 @@ def drill(
     if scenario is not None:
         return _drill(read(scenario, FAULTS), where, settings, target)
     count = max(1, round(duration / _LONGEST_S))
-    worst = OK
+    failed = []
     for number in range(count):
         has_users = target is None and (number % 2 == 1 if auth is None else auth)
         made = draw(
@@ -116,8 +116,11 @@ def drill(
             **(_ALONE if hurt else {}),
         )
         _tell(f"drill {number + 1} of {count}: seed {made.seed}")
-        worst = max(worst, _drill(made, where / f"{number + 1:02}" if count > 1 else where, settings, target))
-    return worst
+        if _drill(made, where / f"{number + 1:02}" if count > 1 else where, settings, target) != OK:
+            failed.append(f"{number + 1:02}")
+    if count > 1:
+        _tell(f"{count} drills, {len(failed)} of them failed{': ' if failed else ''}{', '.join(failed)}; see {where}")
+    return ERROR if failed else OK
 
 
 def _target(etcd: str | None, user: str | None, hurt: str | None, seed: int) -> Target | None:
@@ -155,10 +158,20 @@ def _drill(scenario: Scenario, folder: Path, settings: Settings, target: Target 
     if any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: a drill needs a folder of its own")
     logging.getLogger("election").setLevel(logging.CRITICAL)  # what goes wrong here is what is tried
+    ended = False
+
+    async def to_the_end() -> None:
+        nonlocal ended
+        await run(folder, scenario, FAULTS, _tell, target=target)
+        ended = True
+
     try:
-        asyncio.run(until_signal(run(folder, scenario, FAULTS, _tell, target=target)))
+        asyncio.run(until_signal(to_the_end()))
     except (DrillFailed, HistoryLost) as error:
-        raise ConfigError(f"the drill could not go on, and proves nothing: {error}; see {folder}") from None
+        _tell(f"error: the drill could not go on, and proves nothing: {error}; see {folder}")
+        return ERROR
+    if not ended:
+        raise click.Abort
     code = _judge(folder, settings)
     if code == OK and target is None:
         shutil.rmtree(folder / "etcd")
