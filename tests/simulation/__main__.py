@@ -68,8 +68,8 @@ def _first_failure(seeds: range, workers: int, name: str | None, *, progress: bo
             told_s = time.monotonic()
             rate = done / (told_s - began_s) * 60
             click.echo(
-                f"seed {outcome.plan.seed}: {done} runs, nothing broken, all is well {slowest_s:.1f} s after the faults at "
-                f"the latest; {rate:.0f} runs a minute",
+                f"seed {outcome.plan.seed}: {done} runs, nothing broken, all well at most {slowest_s:.1f} s after the "
+                f"faults; {rate:.0f} runs a minute",
                 err=True,
             )
     return None

@@ -21,7 +21,8 @@ from tests.simulation.cluster import Cluster
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Invariants, everything
 from tests.simulation.network import Way
-from tests.simulation.nodes import AgentNode, CandidateNode, CollectorNode, Node, ObserverNode
+from tests.simulation.nodes import AgentNode, CandidateNode, CollectorNode, Node
+from tests.simulation.observer import ObserverNode
 from tests.simulation.plan import LASTS_S, Plan
 from tests.simulation.processes import Process, run_processes
 

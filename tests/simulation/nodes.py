@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from typing import Protocol
 
 from election.agents import Agent
-from election.backoff import Backoff
 from election.candidate import Candidate
 from election.collector import Collector
 from election.config import AgentConfig, BreakerConfig, CandidateConfig, CollectorConfig, EtcdConfig
 from election.errors import AgentExists, AgentLost, Deposed, EtcdError, NotLeader, RolledBack
 from election.etcd.client import EtcdClient
-from election.etcd.watch import Changes, Snapshot, follow
 from election.keys import COLLECTOR_ELECTION, Keyspace
 from election.machine import Transition
-from election.pb.etcd.kv_pb2 import Event, KeyValue
 from election.published import Published
 from election.term import Term
 from election.token import Token
@@ -28,7 +25,7 @@ from tests.simulation.processes import Process
 from tests.simulation.register import Entry, append
 
 TTL_S, RECONCILE_S = 3, 5.0
-_AGAIN_S = 0.5
+AGAIN_S = 0.5
 _RESIGNS = 0.03
 _CANDIDATE = CandidateConfig(ttl_s=TTL_S, retry_max_s=1.0)
 _AGENT = AgentConfig(ttl_s=TTL_S, retry_max_s=1.0)
@@ -144,7 +141,7 @@ class CandidateNode(Node):
                 pass
             except EtcdError:
                 pass
-            await self.clock.sleep_s(_AGAIN_S)
+            await self.clock.sleep_s(AGAIN_S)
 
     async def _stand(self) -> None:
         await self.candidate.lead(self._work)
@@ -214,58 +211,10 @@ class AgentNode(Node):
                     self.agent = agent
                     await self._store(agent)
             except (AgentExists, EtcdError):
-                await self.clock.sleep_s(_AGAIN_S)
+                await self.clock.sleep_s(AGAIN_S)
 
     async def _store(self, agent: Agent) -> None:
         for number in range(1_000_000):
             with suppress(AgentLost, EtcdError):
                 await agent.put(self.rng.choice("ab"), str(number), keep=self.rng.random() < 0.3)
             await self.clock.sleep_s(self.rng.uniform(0.2, 1.5))
-
-
-class ObserverNode(Node):
-    """Follows everything by the watch, and compares it with what etcd had at the same revision."""
-
-    def __init__(
-        self,
-        *settings: object,
-        keyspace: Keyspace,
-        compare: Callable[[int, dict[bytes, KeyValue]], str | None],
-        told: Told,
-    ) -> None:
-        super().__init__(*settings)  # type: ignore[arg-type]
-        self._keyspace = keyspace
-        self._compare = compare
-        self._told = told
-        self.restored = False
-        """Whether etcd's history was set back since the last list."""
-
-    async def main(self) -> None:
-        """Follows for ever."""
-        while True:
-            try:
-                await self._follow()
-            except EtcdError:
-                await self.clock.sleep_s(_AGAIN_S)
-
-    async def _follow(self) -> None:
-        seen: dict[bytes, KeyValue] = {}
-        revision = 0
-        async with aclosing(follow(self.client, self._keyspace.root, Backoff(0.1, 1.0, self.rng))) as items:
-            async for item in items:
-                if isinstance(item, Snapshot):
-                    self.restored = False
-                    seen = {kv.key: kv for kv in item.kvs}
-                elif isinstance(item, Changes):
-                    if item.revision <= revision and not self.restored:
-                        self._told.violate(f"the watch tells revision {item.revision} after {revision}")
-                    for event in item.events:
-                        if event.type == Event.DELETE:
-                            seen.pop(event.kv.key, None)
-                        else:
-                            seen[event.kv.key] = event.kv
-                else:
-                    continue
-                revision = item.revision
-                if not self.restored and (wrong := self._compare(revision, seen)):
-                    self._told.violate(wrong)
