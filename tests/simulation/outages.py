@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 
-from election.epoch import raise_epoch
+from election.epoch import raise_epoch, read_epoch
 from election.errors import EtcdError
 from election.etcd.client import EtcdClient
 from election.etcd.transport import RpcFailed
@@ -56,7 +56,7 @@ class Outages:
             self._cluster.resume(member)
             self._cluster.catch_up(member)
         if self._snapshot is not None:
-            self._begin(self.raise_epoch())
+            self._begin(self._heed())
 
     async def raise_epoch(self) -> None:
         """What `election epoch raise` does, until it is done."""
@@ -67,6 +67,15 @@ class Outages:
                 await asyncio.sleep(0.5)
             else:
                 return
+
+    async def _heed(self) -> None:
+        """Raises the epoch, and once more whenever candidates report that their history was set back all the same."""
+        await self.raise_epoch()
+        while True:
+            await asyncio.sleep(1.0)
+            with suppress(EtcdError):
+                if (await read_epoch(self._operator, self._keyspace)).revision:
+                    await self.raise_epoch()
 
     def hurt_member(self, step: Step) -> None:
         """Something happens to one member."""
@@ -116,4 +125,4 @@ class Outages:
         if kind == "restore and bump":  # and mark as compacted, as etcd's manual says
             self._cluster.compact()
         if kind == "restore":
-            self._later(2.0, lambda: self._begin(self.raise_epoch()))
+            self._later(2.0, lambda: self._begin(self._heed()))
