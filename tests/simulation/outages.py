@@ -50,13 +50,11 @@ class Outages:
 
     def end(self) -> None:
         """All members are well again, and the operator has done what is left to do."""
-        if self._cluster.is_away:
-            self._come_back("restore")
         for member in range(len(self._cluster.members)):
             self._cluster.resume(member)
             self._cluster.catch_up(member)
         if self._snapshot is not None:
-            self._begin(self._heed())
+            self._begin(self._finish())
 
     async def raise_epoch(self) -> None:
         """What `election epoch raise` does, until it is done."""
@@ -67,6 +65,12 @@ class Outages:
                 await asyncio.sleep(0.5)
             else:
                 return
+
+    async def _finish(self) -> None:
+        if self._cluster.is_away:
+            await asyncio.sleep(_RESTORING_S)
+            self._come_back("restore")
+        await self._heed()
 
     async def _heed(self) -> None:
         """Raises the epoch, and once more whenever candidates report that their history was set back all the same."""
