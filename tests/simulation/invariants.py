@@ -164,7 +164,7 @@ class Invariants:
                 continue
             if cause is Cause.EXPIRY and node.is_leader:
                 self.violate(f"{node.name} leads {election} under {node.token}, and its lease has ended")
-            if cause is Cause.CALL and node.works_under == node.token:
+            if cause is Cause.CALL and node.works_under == node.token and not node.process.is_killed:
                 self.violate(f"{node.name} releases its key while its work under {node.token} is not over")
 
     def _candidates(self, election: str) -> Iterable[CandidateNode]:
