@@ -187,7 +187,7 @@ class Invariants:
         before = self.store.before(event)
         assert before is not None
         for node in self.nodes:
-            if isinstance(node, AgentNode) and node.id == agent and not node.process.is_killed and node.agent:
+            if isinstance(node, AgentNode) and node.name == agent and not node.process.is_killed and node.agent:
                 try:
                     registration = node.agent.check()
                 except AgentLost:

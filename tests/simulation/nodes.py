@@ -6,13 +6,14 @@ import asyncio
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 from election.agents import Agent
 from election.candidate import Candidate
 from election.collector import Collector
 from election.config import AgentConfig, BreakerConfig, CandidateConfig, CollectorConfig, EtcdConfig
-from election.errors import AgentExists, AgentLost, Deposed, EtcdError, NotLeader, RolledBack
+from election.errors import AgentExists, AgentLost, Deposed, EtcdError, NotLeader
 from election.etcd.client import EtcdClient
 from election.keys import COLLECTOR_ELECTION, Keyspace
 from election.machine import Transition
@@ -48,18 +49,26 @@ class Told(Protocol):
         ...
 
 
-class Node:
-    """One process. Nothing of it survives a kill but its name and its clock."""
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What a process runs on: a name, links and a clock of its own, and what it draws from."""
 
-    def __init__(self, name: str, process: Process, way: Way, clock: VirtualClock, rng: random.Random) -> None:
-        self.name = name
-        self.process = process
-        self.way = way
-        self.clock = clock
-        self.rng = rng
+    name: str
+    process: Process
+    way: Way
+    clock: VirtualClock
+    rng: random.Random
+
+
+class Node:
+    """One process on its host. Nothing of it survives a kill but its name."""
+
+    def __init__(self, host: Host) -> None:
+        self.name, self.process, self.way = host.name, host.process, host.way
+        self.clock, self.rng = host.clock, host.rng
         self.task: asyncio.Task[None] | None = None
-        config = EtcdConfig(way.endpoints, call_timeout_s=3.0)
-        self.client = EtcdClient(config, clock=clock, transport=way, rng=rng)
+        config = EtcdConfig(self.way.endpoints, call_timeout_s=3.0)
+        self.client = EtcdClient(config, clock=self.clock, transport=self.way, rng=self.rng)
 
     def start(self) -> None:
         """Starts the process."""
@@ -88,33 +97,19 @@ class CandidateNode(Node):
 
     election = "demo"
 
-    def __init__(
-        self,
-        name: str,
-        process: Process,
-        way: Way,
-        clock: VirtualClock,
-        rng: random.Random,
-        *,
-        keyspace: Keyspace,
-        told: Told,
-        make: Callable[[Node], Candidate] | None = None,
-    ) -> None:
-        super().__init__(name, process, way, clock, rng)
+    def __init__(self, host: Host, keyspace: Keyspace, told: Told) -> None:
+        super().__init__(host)
         self.token: Token | None = None
         self.works_under: Token | None = None
-        self.told = told
+        self._told = told
         self._keyspace = keyspace
-        self._stops_in_s = rng.choice((0.0, 0.1, 0.7))
+        self._stops_in_s = self.rng.choice((0.0, 0.1, 0.7))
         self.candidate = self._made()
-        self._watch()
+        machine = self.candidate._machine
+        machine.transitions = _Watched(machine.transitions, lambda: told.transition(self))
 
     def _made(self) -> Candidate:
         return Candidate(self.client, self._keyspace, self.election, id=self.name, config=_CANDIDATE, rng=self.rng)
-
-    def _watch(self) -> None:
-        machine = self.candidate._machine
-        machine.transitions = _Watched(machine.transitions, lambda: self.told.transition(self))
 
     @property
     def is_leader(self) -> bool:
@@ -135,12 +130,8 @@ class CandidateNode(Node):
     async def main(self) -> None:
         """Stands for ever."""
         while True:
-            try:
+            with suppress(EtcdError):
                 await self._stand()
-            except RolledBack:
-                pass
-            except EtcdError:
-                pass
             await self.clock.sleep_s(AGAIN_S)
 
     async def _stand(self) -> None:
@@ -152,7 +143,7 @@ class CandidateNode(Node):
             while True:
                 try:
                     if (written := await append(self.client, term)) is not None:
-                        self.told.acknowledge(*written)
+                        self._told.acknowledge(*written)
                 except (NotLeader, Deposed):
                     return
                 except EtcdError:
@@ -172,9 +163,9 @@ class CollectorNode(CandidateNode):
 
     election = COLLECTOR_ELECTION
 
-    def __init__(self, *settings: object, grace_s: float, breaker: bool, **more: object) -> None:
+    def __init__(self, host: Host, keyspace: Keyspace, told: Told, *, grace_s: float, breaker: bool) -> None:
         self._config = CollectorConfig(grace_s, RECONCILE_S, breaker=_BREAKER if breaker else None)
-        super().__init__(*settings, **more)  # type: ignore[arg-type]
+        super().__init__(host, keyspace, told)
 
     def _made(self) -> Candidate:
         self.collector = Collector(
@@ -194,9 +185,8 @@ class CollectorNode(CandidateNode):
 class AgentNode(Node):
     """An agent that stores something now and then."""
 
-    def __init__(self, id: str, *settings: object, keyspace: Keyspace) -> None:
-        super().__init__(id, *settings)  # type: ignore[arg-type]
-        self.id = id
+    def __init__(self, host: Host, keyspace: Keyspace) -> None:
+        super().__init__(host)
         self.for_good = False
         """Whether it was killed and will never be there again."""
         self._keyspace = keyspace
@@ -205,7 +195,7 @@ class AgentNode(Node):
     async def main(self) -> None:
         """Lives for ever."""
         while True:
-            agent = Agent(self.client, self._keyspace, self.id, config=_AGENT, rng=self.rng)
+            agent = Agent(self.client, self._keyspace, self.name, config=_AGENT, rng=self.rng)
             try:
                 async with agent:
                     self.agent = agent

@@ -10,7 +10,7 @@ from election.errors import EtcdError
 from election.etcd.watch import Changes, Snapshot, follow
 from election.keys import Keyspace
 from election.pb.etcd.kv_pb2 import Event, KeyValue
-from tests.simulation.nodes import AGAIN_S, Node, Told
+from tests.simulation.nodes import AGAIN_S, Host, Node, Told
 
 
 class ObserverNode(Node):
@@ -18,12 +18,12 @@ class ObserverNode(Node):
 
     def __init__(
         self,
-        *settings: object,
+        host: Host,
         keyspace: Keyspace,
-        compare: Callable[[int, dict[bytes, KeyValue]], str | None],
         told: Told,
+        compare: Callable[[int, dict[bytes, KeyValue]], str | None],
     ) -> None:
-        super().__init__(*settings)  # type: ignore[arg-type]
+        super().__init__(host)
         self._keyspace = keyspace
         self._compare = compare
         self._told = told
