@@ -48,9 +48,12 @@ def _all_mistakes(seeds: range, workers: int) -> bool:
         began_s = time.monotonic()
         failed = _first_failure(seeds, workers, mistake.name, progress=False)
         took_s = time.monotonic() - began_s
-        missed = missed or failed is None
         if failed is None:
+            missed = True
             click.echo(f"{mistake.name:24} NOT FOUND in {len(seeds)} seeds, {took_s:.0f} s")
+        elif (without := explore(failed.plan).violation) is not None:
+            missed = True
+            click.echo(f"{mistake.name:24} NOT FOUND: seed {failed.plan.seed} fails without it, too: {without}")
         else:
             number = failed.plan.seed - seeds.start + 1
             click.echo(f"{mistake.name:24} found after {number:4} seeds, {took_s:3.0f} s: {failed.violation}")
