@@ -42,6 +42,7 @@ class Cluster(FakeEtcd):
         """While it is restored no member can be started."""
         self._tell = committed
         self._behind: set[int] = set()
+        self._deposed_at_s: dict[int, float] = {}
         super().__init__(clock)
 
     def tick(self) -> None:
@@ -49,6 +50,20 @@ class Cluster(FakeEtcd):
         before, self.cause = self.cause, Cause.EXPIRY
         super().tick()
         self.cause = before
+
+    def isolate(self, member: int) -> None:
+        """Cuts a member off from the other members; the leader does not notice for an election timeout."""
+        if member == self.leader:
+            self._deposed_at_s[member] = self.clock.now_s() + self.election_timeout_s
+        super().isolate(member)
+
+    def renew(self, member: int, request: rpc.LeaseKeepAliveRequest) -> rpc.LeaseKeepAliveResponse | None:
+        """Renews a lease; a leader that is deposed and does not know says that it does, and renews nothing."""
+        isolated = self.members[member].state is MemberState.ISOLATED
+        if not isolated or self.clock.now_s() >= self._deposed_at_s.get(member, 0.0):
+            return super().renew(member, request)
+        ttl_s = self.lessor.saved().get(request.ID, 0)
+        return rpc.LeaseKeepAliveResponse(header=self.header(member), ID=request.ID, TTL=ttl_s)
 
     def resume(self, member: int) -> None:
         """Starts a member again, or lets it go on, or joins it to the others."""

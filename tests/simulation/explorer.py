@@ -1,4 +1,19 @@
-"""One run: the real candidates, collectors and agents on the fake etcd, in virtual time, hurt as a plan says."""
+"""One run: the real candidates, collectors and agents on the fake etcd, in virtual time, hurt as a plan says.
+
+What is real is everything above the transport: candidates, agents, collectors, client, leases and watches. What is
+modelled: processes that are stopped, at any await and at the moments that matter most, suspended with their machine, or
+killed; clocks that drift by what the margin covers, and that jump ahead; links that are cut, one way or both, slow
+or broken; calls that are refused, lost, unanswered or executed twice; members that die, hang, or are isolated, also the
+leader, which goes on answering renewals for an election timeout; watches that fall behind; new leaders of etcd,
+compaction, and restores of older snapshots.
+
+What is not: a process that is stopped between two awaits; clocks that go back; etcd without a leader while its members
+are well; reads from what a member had; an etcd that is full, or that refuses users; a restore that takes less time than
+a term lasts; more keys than fit into one page or one transaction; operators who drain, reap or hold the breaker.
+
+Two leaders at once, and smaller tokens, are no violation where the README says so: a while after a stranger has deleted
+a leader's key; and after a restore, for a candidate that has seen less than others have.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +36,8 @@ from tests.simulation.cluster import Cluster
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Invariants, everything
 from tests.simulation.network import Way
-from tests.simulation.nodes import AgentNode, CandidateNode, CollectorNode, Node, ObserverNode
+from tests.simulation.nodes import AgentNode, CandidateNode, CollectorNode, Host, Node
+from tests.simulation.observer import ObserverNode
 from tests.simulation.plan import LASTS_S, Plan
 from tests.simulation.processes import Process, run_processes
 
@@ -118,22 +134,20 @@ class _Run:
     # --- nodes -----------------------------------------------------------------------------------------------
 
     def _made(self, number: int, life: int) -> Node:
-        plan, keyspace = self._plan, KEYS
+        plan = self._plan
         rng = random.Random(f"{plan.seed} node {number} life {life}")
         name = f"n{number}"
         process = Process(name, rng)
         way = Way(self._cluster, process, rng, self._network, latency_s=plan.latencies_s[number])
         clock = VirtualClock(rate=plan.rates[number], offset_s=1000.0 * number)
-        settings = (name, process, way, clock, rng)
+        host = Host(name, process, way, clock, rng)
         if number < plan.candidates:
-            return CandidateNode(*settings, keyspace=keyspace, told=self._invariants)
+            return CandidateNode(host, KEYS, self._invariants)
         if number < plan.candidates + plan.collectors:
-            return CollectorNode(
-                *settings, keyspace=keyspace, told=self._invariants, grace_s=plan.grace_s, breaker=plan.breaker
-            )
+            return CollectorNode(host, KEYS, self._invariants, grace_s=plan.grace_s, breaker=plan.breaker)
         if number < plan.nodes - 1:
-            return AgentNode(*settings, keyspace=keyspace)
-        return ObserverNode(*settings, keyspace=keyspace, compare=self._compare, told=self._invariants)
+            return AgentNode(host, KEYS)
+        return ObserverNode(host, KEYS, self._invariants, self._compare)
 
     def _restart(self, node: Node) -> None:
         """Another process in the place of one that was killed."""
@@ -217,9 +231,9 @@ class _Run:
         alive = set()
         for node in self._nodes:
             if isinstance(node, AgentNode) and not node.process.is_killed:
-                alive.add(node.id)
+                alive.add(node.name)
                 if node.agent is None or node.agent.registration is None:
-                    return f"agent {node.id} is not registered"
+                    return f"agent {node.name} is not registered"
         store = self._cluster.store
         for kv in store.select(everything(KEYS.state_prefix)):
             agent = kv.key[len(KEYS.state_prefix) :].decode().partition("/")[0]

@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
 
-from election.epoch import raise_epoch
-from election.errors import ElectionError, EtcdError
+from election.errors import ElectionError
 from election.etcd.client import EtcdClient
-from election.etcd.transport import RpcFailed
 from election.keys import COLLECTOR_ELECTION, Keyspace
-from tests.fake.etcd import MemberState, Snapshot
 from tests.fake.transport import Link
 from tests.simulation.cluster import Cause, Cluster
-from tests.simulation.network import CLEAR, Weather
-from tests.simulation.nodes import AgentNode, CandidateNode, Node, ObserverNode
+from tests.simulation.later import Later
+from tests.simulation.nodes import AgentNode, CandidateNode, Node
+from tests.simulation.observer import ObserverNode
+from tests.simulation.outages import ON_MEMBERS, Outages
 from tests.simulation.plan import LEADER, Step
-
-_RESTORING_S = 3.0
-"""How long etcd is away while it is restored: longer than any term lasts without it."""
-
-_BUMP = 1_000
-"""More than a run writes; operators take a thousand million."""
-
-_WEATHERS = {
-    "errors": (
-        Weather(refused=0.2, lost=0.2, unanswered=0.2, twice=0.2),
-        Weather(refused=0.5),
-        Weather(lost=0.6),
-        Weather(unanswered=0.6),
-    ),
-    "slow": (Weather(slow_s=0.3), Weather(slow_s=1.0), Weather(slow_s=3.0, unanswered=0.1)),
-    "slow watch": (Weather(watch_slow_s=1.0), Weather(watch_slow_s=4.0)),
-    "breaking": (Weather(broken=0.2), Weather(broken=0.5, unanswered=0.2, slow_s=0.1)),
-}
+from tests.simulation.weather import CLEAR, WEATHERS, Moment
 
 ON_PROCESSES = (
     *("cut", "cut off", "answers lost", "requests lost", "errors", "slow", "slow watch", "breaking"),
     *("stop", "stop and cut off", "suspend", "skip", "kill"),
-)
-ON_MEMBERS = (
-    *("move", "kill a member", "pause a member", "isolate a member"),
-    *("fall behind", "fall behind and die", "compact"),
 )
 
 
@@ -60,22 +36,22 @@ class Faults:
         restart: Callable[[Node], None],
         restored: Callable[[], None],
     ) -> None:
+        later = Later()
         self._cluster = cluster
         self._nodes = nodes
         self._keyspace = keyspace
-        self._operator = operator
         self._restart = restart
-        self._restored = restored
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._snapshot: Snapshot | None = None
-        self._over = False
+        self._outages = Outages(cluster, keyspace, operator, later, restored=restored)
+        self._later = later.call
+        self._begin = later.begin
+        self._end_later = later.end
 
     def do(self, step: Step) -> None:
         """Does one step; what lasts is undone when its time is over."""
         if step.kind in ON_PROCESSES:
             self._hurt(step, self._node(step))
         elif step.kind in ON_MEMBERS:
-            self._member(step.kind, step.rank % len(self._cluster.members), step.for_s)
+            self._outages.hurt_member(step)
         else:
             self._meddle(step)
 
@@ -114,27 +90,18 @@ class Faults:
             case "stray state":
                 self._stray(step.rank)
             case "raise the epoch":
-                self._begin(self._raise_epoch())
+                self._begin(self._outages.raise_epoch())
             case _:
-                self._restore(step)
+                self._outages.restore(step)
 
     def end(self) -> None:
         """Everything is well again."""
-        self._over = True
-        cluster = self._cluster
-        for task in self._tasks:
-            task.cancel()
-        if cluster.is_away:
-            self._come_back("restore")
-        for member in range(len(cluster.members)):
-            cluster.resume(member)
-            cluster.catch_up(member)
+        self._end_later()
+        self._outages.end()
         for node in self._nodes:
             node.way.clear()
             if node.process.is_killed and not (isinstance(node, AgentNode) and node.for_good):
                 self._restart(node)
-        if self._snapshot is not None:
-            self._begin(self._raise_epoch())
 
     def _node(self, step: Step) -> Node:
         if step.node >= 0:
@@ -152,7 +119,7 @@ class Faults:
                 self._later(step.for_s - 0.01, lambda: node.way.cut(0, 1, 2))
                 self._later(step.for_s + 3.0, node.way.mend)
 
-        if step.moment.name == "NOW":
+        if step.moment is Moment.NOW:
             stop()
         else:
             node.way.stop_at(step.moment, stop)
@@ -173,7 +140,7 @@ class Faults:
         self._later(step.for_s, node.way.mend)
 
     def _weather(self, step: Step, node: Node) -> None:
-        kinds = _WEATHERS[step.kind]
+        kinds = WEATHERS[step.kind]
         weather = kinds[step.rank % len(kinds)]
         node.way.weather = weather
 
@@ -212,75 +179,3 @@ class Faults:
     def _stray(self, rank: int) -> None:
         if self._cluster.has_quorum:
             self._cluster.put(self._keyspace.state(f"stray{rank % 3}", "a"), b"1")
-
-    async def _raise_epoch(self) -> None:
-        while True:
-            try:
-                await raise_epoch(self._operator, self._keyspace, by="operator")
-            except EtcdError:
-                await asyncio.sleep(0.5)
-            else:
-                return
-
-    # --- etcd ------------------------------------------------------------------------------------------------
-
-    def _member(self, kind: str, member: int, for_s: float) -> None:
-        cluster = self._cluster
-        if cluster.is_away:
-            return
-        match kind:
-            case "move" if cluster.has_quorum:
-                cluster.change_leader()
-            case "kill a member":
-                cluster.stop(member)
-            case "pause a member" if cluster.members[member].state is MemberState.UP:
-                cluster.pause(member)
-            case "isolate a member" if cluster.members[member].state is MemberState.UP:
-                cluster.isolate(member)
-            case "fall behind":
-                cluster.fall_behind(member, for_s)
-            case "fall behind and die":
-                cluster.fall_behind(member, for_s)
-                self._later(min(for_s, 2.5) * 0.8, lambda: None if cluster.is_away else cluster.stop(member))
-            case "compact":
-                with suppress(RpcFailed):
-                    cluster.compact()
-        self._later(for_s, lambda: cluster.resume(member))
-
-    def _restore(self, step: Step) -> None:
-        """A snapshot is saved now; later etcd is stopped, restored from it, and the epoch raised."""
-        if self._snapshot is not None:
-            return
-        self._snapshot = self._cluster.snapshot()
-        self._later(step.for_s, self._go_away)
-        self._later(step.for_s + _RESTORING_S, lambda: self._come_back(step.kind))
-
-    def _go_away(self) -> None:
-        self._cluster.is_away = True
-        for member in range(len(self._cluster.members)):
-            self._cluster.stop(member)
-
-    def _come_back(self, kind: str) -> None:
-        if not self._cluster.is_away:
-            return
-        assert self._snapshot is not None
-        self._cluster.is_away = False
-        self._cluster.restore(self._snapshot, bump=0 if kind == "restore" else _BUMP)
-        self._restored()
-        if kind == "restore and bump":  # and mark as compacted, as etcd's manual says
-            self._cluster.compact()
-        if kind == "restore":
-            self._later(2.0, lambda: self._begin(self._raise_epoch()))
-
-    # --- later -----------------------------------------------------------------------------------------------
-
-    def _later(self, after_s: float, action: Callable[[], object]) -> None:
-        def act() -> None:
-            if not self._over:
-                action()
-
-        asyncio.get_running_loop().call_later(after_s, act)
-
-    def _begin(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)

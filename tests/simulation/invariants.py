@@ -44,7 +44,7 @@ class Invariants:
     clock: Callable[[], float]
     violation: str | None = None
     last_token: dict[str, Token] = field(default_factory=lambda: defaultdict(lambda: _NOTHING))
-    acknowledged: list[tuple[int, Entry]] = field(default_factory=list)
+    acknowledged: list[Entry] = field(default_factory=list)
     _orphaned: dict[tuple[str, int], float] = field(default_factory=dict)
     """The keys that a stranger has deleted: the election, the create revision, and when."""
     _reaped: set[bytes] = field(default_factory=set)
@@ -94,13 +94,17 @@ class Invariants:
 
     def acknowledge(self, revision: int, entry: Entry) -> None:
         """A fenced write was acknowledged."""
-        self.acknowledged.append((revision, entry))
+        events = next((events for _, events in self.store.events(revision, revision)), ())
+        if any(event.kv.key == KEY and event.kv.value == entry.encode() for event in events):
+            self.acknowledged.append(entry)
+        elif not self._restored:
+            self.violate(f"{entry} was acknowledged at revision {revision}, and was not written there")
 
     def at_the_end(self) -> None:
         """What was acknowledged is there."""
         found = self.store.get(KEY)
         last = Entry.decode(found.value) if found else Entry(_NOTHING, 0)
-        for _, entry in self.acknowledged:
+        for entry in self.acknowledged:
             if entry.number > last.number:
                 self.violate(f"{entry} was acknowledged, and the register ends with {last}")
 
@@ -160,7 +164,7 @@ class Invariants:
                 continue
             if cause is Cause.EXPIRY and node.is_leader:
                 self.violate(f"{node.name} leads {election} under {node.token}, and its lease has ended")
-            if cause is Cause.CALL and node.works_under == node.token:
+            if cause is Cause.CALL and node.works_under == node.token and not node.process.is_killed:
                 self.violate(f"{node.name} releases its key while its work under {node.token} is not over")
 
     def _candidates(self, election: str) -> Iterable[CandidateNode]:
@@ -183,7 +187,7 @@ class Invariants:
         before = self.store.before(event)
         assert before is not None
         for node in self.nodes:
-            if isinstance(node, AgentNode) and node.id == agent and not node.process.is_killed and node.agent:
+            if isinstance(node, AgentNode) and node.name == agent and not node.process.is_killed and node.agent:
                 try:
                     registration = node.agent.check()
                 except AgentLost:

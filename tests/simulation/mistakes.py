@@ -17,6 +17,7 @@ from election import attempt, candidate, work
 from election.collector import burial, observer, reaper
 from election.etcd import lease, watch
 from election.etcd.lease import Lease
+from election.fencing import txn
 
 
 async def lease_again(standing: Any) -> Lease | None:
@@ -152,6 +153,11 @@ _ALL = (
             Edit(lease, "renewals", "yield Renewal(sent_at_s +", "yield Renewal(clock.now_s() +"),
             Edit(lease, "grant", "deadline_s = sent_at_s +", "deadline_s = client.clock.now_s() +"),
         ),
+    ),
+    Mistake(
+        "unfenced-write",
+        "a fenced write does not compare that the leader's key is there",
+        (Edit(txn, "fenced_txn", "client.txn([guard(term)]", "client.txn([]"),),
     ),
 )
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from contextlib import aclosing, suppress
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 from election.agents import Agent
-from election.backoff import Backoff
 from election.candidate import Candidate
 from election.collector import Collector
 from election.config import AgentConfig, BreakerConfig, CandidateConfig, CollectorConfig, EtcdConfig
-from election.errors import AgentExists, AgentLost, Deposed, EtcdError, NotLeader, RolledBack
+from election.errors import AgentExists, AgentLost, Deposed, EtcdError, NotLeader
 from election.etcd.client import EtcdClient
-from election.etcd.watch import Changes, Snapshot, follow
 from election.keys import COLLECTOR_ELECTION, Keyspace
 from election.machine import Transition
-from election.pb.etcd.kv_pb2 import Event, KeyValue
 from election.published import Published
 from election.term import Term
 from election.token import Token
@@ -28,7 +26,7 @@ from tests.simulation.processes import Process
 from tests.simulation.register import Entry, append
 
 TTL_S, RECONCILE_S = 3, 5.0
-_AGAIN_S = 0.5
+AGAIN_S = 0.5
 _RESIGNS = 0.03
 _CANDIDATE = CandidateConfig(ttl_s=TTL_S, retry_max_s=1.0)
 _AGENT = AgentConfig(ttl_s=TTL_S, retry_max_s=1.0)
@@ -51,18 +49,26 @@ class Told(Protocol):
         ...
 
 
-class Node:
-    """One process. Nothing of it survives a kill but its name and its clock."""
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What a process runs on: a name, links and a clock of its own, and what it draws from."""
 
-    def __init__(self, name: str, process: Process, way: Way, clock: VirtualClock, rng: random.Random) -> None:
-        self.name = name
-        self.process = process
-        self.way = way
-        self.clock = clock
-        self.rng = rng
+    name: str
+    process: Process
+    way: Way
+    clock: VirtualClock
+    rng: random.Random
+
+
+class Node:
+    """One process on its host. Nothing of it survives a kill but its name."""
+
+    def __init__(self, host: Host) -> None:
+        self.name, self.process, self.way = host.name, host.process, host.way
+        self.clock, self.rng = host.clock, host.rng
         self.task: asyncio.Task[None] | None = None
-        config = EtcdConfig(way.endpoints, call_timeout_s=3.0)
-        self.client = EtcdClient(config, clock=clock, transport=way, rng=rng)
+        config = EtcdConfig(self.way.endpoints, call_timeout_s=3.0)
+        self.client = EtcdClient(config, clock=self.clock, transport=self.way, rng=self.rng)
 
     def start(self) -> None:
         """Starts the process."""
@@ -91,33 +97,19 @@ class CandidateNode(Node):
 
     election = "demo"
 
-    def __init__(
-        self,
-        name: str,
-        process: Process,
-        way: Way,
-        clock: VirtualClock,
-        rng: random.Random,
-        *,
-        keyspace: Keyspace,
-        told: Told,
-        make: Callable[[Node], Candidate] | None = None,
-    ) -> None:
-        super().__init__(name, process, way, clock, rng)
+    def __init__(self, host: Host, keyspace: Keyspace, told: Told) -> None:
+        super().__init__(host)
         self.token: Token | None = None
         self.works_under: Token | None = None
-        self.told = told
+        self._told = told
         self._keyspace = keyspace
-        self._stops_in_s = rng.choice((0.0, 0.1, 0.7))
+        self._stops_in_s = self.rng.choice((0.0, 0.1, 0.7))
         self.candidate = self._made()
-        self._watch()
+        machine = self.candidate._machine
+        machine.transitions = _Watched(machine.transitions, lambda: told.transition(self))
 
     def _made(self) -> Candidate:
         return Candidate(self.client, self._keyspace, self.election, id=self.name, config=_CANDIDATE, rng=self.rng)
-
-    def _watch(self) -> None:
-        machine = self.candidate._machine
-        machine.transitions = _Watched(machine.transitions, lambda: self.told.transition(self))
 
     @property
     def is_leader(self) -> bool:
@@ -138,13 +130,9 @@ class CandidateNode(Node):
     async def main(self) -> None:
         """Stands for ever."""
         while True:
-            try:
+            with suppress(EtcdError):
                 await self._stand()
-            except RolledBack:
-                pass
-            except EtcdError:
-                pass
-            await self.clock.sleep_s(_AGAIN_S)
+            await self.clock.sleep_s(AGAIN_S)
 
     async def _stand(self) -> None:
         await self.candidate.lead(self._work)
@@ -155,7 +143,7 @@ class CandidateNode(Node):
             while True:
                 try:
                     if (written := await append(self.client, term)) is not None:
-                        self.told.acknowledge(*written)
+                        self._told.acknowledge(*written)
                 except (NotLeader, Deposed):
                     return
                 except EtcdError:
@@ -175,9 +163,9 @@ class CollectorNode(CandidateNode):
 
     election = COLLECTOR_ELECTION
 
-    def __init__(self, *settings: object, grace_s: float, breaker: bool, **more: object) -> None:
+    def __init__(self, host: Host, keyspace: Keyspace, told: Told, *, grace_s: float, breaker: bool) -> None:
         self._config = CollectorConfig(grace_s, RECONCILE_S, breaker=_BREAKER if breaker else None)
-        super().__init__(*settings, **more)  # type: ignore[arg-type]
+        super().__init__(host, keyspace, told)
 
     def _made(self) -> Candidate:
         self.collector = Collector(
@@ -197,9 +185,8 @@ class CollectorNode(CandidateNode):
 class AgentNode(Node):
     """An agent that stores something now and then."""
 
-    def __init__(self, id: str, *settings: object, keyspace: Keyspace) -> None:
-        super().__init__(id, *settings)  # type: ignore[arg-type]
-        self.id = id
+    def __init__(self, host: Host, keyspace: Keyspace) -> None:
+        super().__init__(host)
         self.for_good = False
         """Whether it was killed and will never be there again."""
         self._keyspace = keyspace
@@ -208,64 +195,16 @@ class AgentNode(Node):
     async def main(self) -> None:
         """Lives for ever."""
         while True:
-            agent = Agent(self.client, self._keyspace, self.id, config=_AGENT, rng=self.rng)
+            agent = Agent(self.client, self._keyspace, self.name, config=_AGENT, rng=self.rng)
             try:
                 async with agent:
                     self.agent = agent
                     await self._store(agent)
             except (AgentExists, EtcdError):
-                await self.clock.sleep_s(_AGAIN_S)
+                await self.clock.sleep_s(AGAIN_S)
 
     async def _store(self, agent: Agent) -> None:
         for number in range(1_000_000):
             with suppress(AgentLost, EtcdError):
                 await agent.put(self.rng.choice("ab"), str(number), keep=self.rng.random() < 0.3)
             await self.clock.sleep_s(self.rng.uniform(0.2, 1.5))
-
-
-class ObserverNode(Node):
-    """Follows everything by the watch, and compares it with what etcd had at the same revision."""
-
-    def __init__(
-        self,
-        *settings: object,
-        keyspace: Keyspace,
-        compare: Callable[[int, dict[bytes, KeyValue]], str | None],
-        told: Told,
-    ) -> None:
-        super().__init__(*settings)  # type: ignore[arg-type]
-        self._keyspace = keyspace
-        self._compare = compare
-        self._told = told
-        self.restored = False
-        """Whether etcd's history was set back since the last list."""
-
-    async def main(self) -> None:
-        """Follows for ever."""
-        while True:
-            try:
-                await self._follow()
-            except EtcdError:
-                await self.clock.sleep_s(_AGAIN_S)
-
-    async def _follow(self) -> None:
-        seen: dict[bytes, KeyValue] = {}
-        revision = 0
-        async with aclosing(follow(self.client, self._keyspace.root, Backoff(0.1, 1.0, self.rng))) as items:
-            async for item in items:
-                if isinstance(item, Snapshot):
-                    self.restored = False
-                    seen = {kv.key: kv for kv in item.kvs}
-                elif isinstance(item, Changes):
-                    if item.revision <= revision and not self.restored:
-                        self._told.violate(f"the watch tells revision {item.revision} after {revision}")
-                    for event in item.events:
-                        if event.type == Event.DELETE:
-                            seen.pop(event.kv.key, None)
-                        else:
-                            seen[event.kv.key] = event.kv
-                else:
-                    continue
-                revision = item.revision
-                if not self.restored and (wrong := self._compare(revision, seen)):
-                    self._told.violate(wrong)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.simulation.network import Moment
+from tests.simulation.weather import Moment
 
 LASTS_S = 10.0
 """For how long there are faults."""
@@ -58,15 +58,15 @@ class Plan:
 
 
 _KINDS = {
-    "cut": 10,
+    "cut": 8,
     "cut off": 8,
     "answers lost": 4,
-    "requests lost": 3,
+    "requests lost": 2,
     "errors": 8,
     "slow": 6,
-    "slow watch": 8,
+    "slow watch": 14,
     "breaking": 4,
-    "stop": 12,
+    "stop": 14,
     "stop and cut off": 8,
     "suspend": 4,
     "skip": 3,
@@ -115,10 +115,11 @@ def draw(seed: int) -> Plan:
 def _step(rng: random.Random, nodes: int) -> Step:
     kind = rng.choices(_NAMES, _WEIGHTS)[0]
     moment = rng.choice(list(Moment)) if kind in _STOPS else Moment.NOW
+    whom = (rng.randrange(nodes), LEADER, COLLECTOR, *((COLLECTOR, COLLECTOR) if kind == "slow watch" else ()))
     return Step(
         at_s=round(rng.uniform(0.5, LASTS_S), 2),
         kind=kind,
-        node=rng.choice((rng.randrange(nodes), LEADER, COLLECTOR)),
+        node=rng.choice(whom),
         for_s=round(rng.uniform(*rng.choice((_SHORT_S, _LONG_S))), 2),
         rank=rng.randrange(1 << 16),
         moment=moment,
