@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import gc
-import itertools
-import multiprocessing
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import click
 
 from tests.simulation.explorer import Outcome, explore
+from tests.simulation.many import made, outcomes
 from tests.simulation.mistakes import MISTAKES
-from tests.simulation.plan import draw, shown
+from tests.simulation.plan import shown
 from tests.simulation.shrink import shrink
 
-_AT_ONCE = 20
 _PROGRESS_S = 5.0
 
 
@@ -63,7 +58,7 @@ def _all_mistakes(seeds: range, workers: int) -> bool:
 def _first_failure(seeds: range, workers: int, name: str | None, *, progress: bool) -> Outcome | None:
     began_s = told_s = time.monotonic()
     slowest_s = 0.0
-    for done, outcome in enumerate(_outcomes(seeds, workers, name), 1):
+    for done, outcome in enumerate(outcomes(seeds, workers, name), 1):
         if outcome.violation is not None:
             return outcome
         slowest_s = max(slowest_s, outcome.settled_in_s)
@@ -78,37 +73,11 @@ def _first_failure(seeds: range, workers: int, name: str | None, *, progress: bo
     return None
 
 
-def _outcomes(seeds: range, workers: int, name: str | None) -> Iterator[Outcome]:
-    """What became of each run, in the order of the seeds."""
-    parts = [(seeds[begin : begin + _AT_ONCE], name) for begin in range(0, len(seeds), _AT_ONCE)]
-    if workers == 1:
-        yield from itertools.chain.from_iterable(map(_explore_some, parts))
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from itertools.chain.from_iterable(pool.imap(_explore_some, parts))
-
-
-def _explore_some(part: tuple[range, str | None]) -> list[Outcome]:
-    seeds, name = part
-    outcomes = []
-    with _made(name):
-        for seed in seeds:
-            outcomes.append(explore(draw(seed)))
-            if outcomes[-1].violation is not None:
-                break
-    gc.collect()
-    return outcomes
-
-
-def _made(name: str | None) -> AbstractContextManager[None]:
-    return nullcontext() if name is None else MISTAKES[name].made()
-
-
 def _explain(failed: Outcome, name: str | None) -> None:
     """Says what went wrong, and which faults it takes."""
     seed = failed.plan.seed
     click.echo(f"seed {seed}: {failed.violation}")
-    with _made(name):
+    with made(name):
         least = shrink(failed.plan, lambda plan: explore(plan).violation is not None)
         violation = explore(least).violation
     click.echo(f"with {len(least.steps)} of its {len(failed.plan.steps)} faults: {violation}")
