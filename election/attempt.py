@@ -141,8 +141,8 @@ class Attempt:
     async def _campaign(self) -> None:
         """Calls etcd's Campaign once the watch is there. What it answers is one hint among others.
 
-        It is called again only where the key is certainly not there: etcd writes the record of the call over that of a
-        key which is, and so over a proof.
+        It is called again only where a read does not find the key: etcd writes the record of the call over that of a
+        key which is there, and so over a proof.
         """
         await self._candidacy.watch.listed()
         name = self._candidacy.keyspace.campaign_name(self._candidacy.election)

@@ -3,7 +3,8 @@
 An etcd that is restored from a snapshot, or whose keys were copied to another one, hands out revisions that were
 tokens before. So whoever stands remembers the highest (epoch, revision) that it has seen: in memory, in the namespace
 in etcd, and in a local folder where it is given one. An etcd that is behind that is not led in until an operator
-raises the epoch, or its revision has passed what was seen: `etcdctl snapshot restore --bump-revision` sees to that.
+raises the epoch, or its revision has passed what was seen: `etcdutl snapshot restore --bump-revision --mark-compacted`
+sees to that, and lets every watch begin anew, so that nobody goes on with keys that are gone.
 
 What is known of etcd is asked for through raft (the grant of the candidate's lease), since a linearizable read can be
 stale after a process pause (etcd #20418) and would look like a history that was set back.

@@ -31,8 +31,9 @@ from election.pb.etcd import rpc_pb2 as rpc
 _LEAST_ATTEMPT_S = 0.05
 _APPROACH_S = 0.25
 _DRAWS = 3
-_TOKEN_IS_NEW_S = 3.0
 """How many lease ids are tried."""
+_TOKEN_IS_NEW_S = 3.0
+"""So young an auth token is not what keeps members silent."""
 
 
 class Repeat(Enum):
