@@ -18,7 +18,7 @@ from election.drill.faults.scene import Scene, Tally
 from election.drill.history import LATER, REVISIONS, Revision, Settings, lines
 from election.drill.scenario import Scenario, Step
 from election.drill.site import open_site
-from election.drill.system import ORCHESTRATORS, DrillFailed, Role, System, running
+from election.drill.system import ORCHESTRATORS, DrillFailed, Role, Slot, System, running
 from election.drill.vocabulary import Done
 from election.drill.workload.registers import ETCD, GRPC, SQLITE, SqliteRegister, etcd_key, fields_of
 from election.keys import AliveKey, CandidateKey, DrainingKey, ReapRequestKey, StateKey
@@ -77,6 +77,17 @@ class Runner:
         agents = {slot.name for slot in system.of(Role.AGENT)}
         await system.until(lambda: system.alive() >= agents, _HEALTHY_S, "not all agents live")
         await self._well()
+        for slot in system.of(Role.AGENT)[:1]:
+            await self._bury(slot)
+
+    async def _bury(self, slot: Slot) -> None:
+        """An agent dies and is reaped while all is well, so that no drill is without a reap."""
+        system, settings = self.system, self.system.settings
+        system.kill(slot)
+        await system.until(lambda: slot.name not in system.alive(), settings.ttl_s + _HEALTHY_S, "an agent lives on")
+        await system.until(lambda: slot.name not in system.stale(), settings.bound_s + _HEALTHY_S, "no agent is reaped")
+        system.start(slot)
+        await system.until(lambda: slot.name in system.alive(), _HEALTHY_S, "no agent comes back")
 
     async def phase(self, steps: Sequence[Step]) -> None:
         """Does the faults of a phase, those of one lane after the other, and then lets the system get well."""
@@ -167,7 +178,7 @@ class Runner:
         is_open = breaker is not None and object_of(breaker.value)["open"]
         return leading is not None and leading.can_be_hurt and not is_open
 
-    async def _leave(self, slots: Sequence[Any]) -> None:
+    async def _leave(self, slots: Sequence[Slot]) -> None:
         for slot in slots:
             self.system.leave(slot)
         for slot in slots:
