@@ -18,7 +18,8 @@ from election.drill.faults.scene import Scene, Tally
 from election.drill.history import LATER, REVISIONS, Revision, Settings, lines
 from election.drill.scenario import Scenario, Step
 from election.drill.site import open_site
-from election.drill.system import ORCHESTRATORS, DrillFailed, Role, Slot, System, running
+from election.drill.slots import ORCHESTRATORS, Role, Slot
+from election.drill.system import DrillFailed, System, running
 from election.drill.vocabulary import Done
 from election.drill.workload.registers import ETCD, GRPC, SQLITE, SqliteRegister, etcd_key, fields_of
 from election.keys import AliveKey, CandidateKey, DrainingKey, ReapRequestKey, StateKey

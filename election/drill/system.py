@@ -7,7 +7,6 @@ import signal
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Any
 
 from election.dev.ports import free_ports
@@ -16,6 +15,7 @@ from election.drill.observer import HistoryLost, Observer
 from election.drill.processes import Process, Starter
 from election.drill.relay import HOST
 from election.drill.site import Site
+from election.drill.slots import LETTERS, Role, Slot
 from election.drill.vocabulary import Done
 from election.errors import EtcdError
 from election.etcd.client import EtcdClient
@@ -30,51 +30,6 @@ _PROBE_KEY = b"/election/probe"
 
 class DrillFailed(Exception):
     """The drill could not go on: what it waited for did not come about."""
-
-
-class Role(StrEnum):
-    """What a process of a drill is."""
-
-    REGISTER = "register"
-    SERVER = "server"
-    READER = "reader"
-    COLLECTOR = "collector"
-    ORCHESTRATOR = "orchestrator"
-    BLOCKING = "blocking orchestrator"
-    AGENT = "agent"
-    SECOND = "second agent"
-    """A process that wants to be an agent that another one is."""
-
-
-ORCHESTRATORS = (Role.ORCHESTRATOR, Role.BLOCKING)
-
-
-@dataclass
-class Slot:
-    """A place for a process, that is started again when it ends: the name stays, as a Pod's does in a StatefulSet.
-
-    `wanted` is whether a process is to run; the keeper sees to it.
-    """
-
-    name: str
-    role: Role
-    start: Callable[[str], Process]
-    started: int = 0
-    wanted: bool = False
-    process: Process | None = None
-    since: int = 0
-    """The revision of etcd at which its process was started: what is older is its predecessor's."""
-
-    @property
-    def running(self) -> bool:
-        """Whether its process exists; a paused one does."""
-        return self.process is not None and self.process.running
-
-    @property
-    def can_be_hurt(self) -> bool:
-        """Whether its process runs, and nothing is done to it at present."""
-        process = self.process
-        return self.wanted and process is not None and process.running and not (process.paused or process.leaving)
 
 
 @dataclass
@@ -103,7 +58,7 @@ class System:
 
     async def add(self, role: Role, number: int) -> Slot:
         """A new slot, by its role's letter and number; its process is started by the keeper, or by `start`."""
-        name = f"{_LETTERS[role]}{number}"
+        name = f"{LETTERS[role]}{number}"
         endpoints = await self.site.endpoints_for(name) if role not in (Role.REGISTER, Role.READER) else ()
         starter = self.starter
         register = f"127.0.0.1:{self.ports['r1']}"
@@ -285,17 +240,6 @@ class System:
         for task in (*self._tasks, self._observing):
             if task is not None:
                 task.cancel()
-
-
-_LETTERS = {
-    Role.REGISTER: "r",
-    Role.SERVER: "s",
-    Role.READER: "q",
-    Role.COLLECTOR: "c",
-    Role.ORCHESTRATOR: "o",
-    Role.BLOCKING: "b",
-    Role.AGENT: "w",
-}
 
 
 def _ports(servers: int) -> dict[str, int]:

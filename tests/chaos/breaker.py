@@ -19,7 +19,8 @@ from election.drill.checker.replay import object_of
 from election.drill.history import Settings
 from election.drill.runner import Runner
 from election.drill.site import open_site
-from election.drill.system import DrillFailed, Role, Slot, System, running
+from election.drill.slots import Role, Slot
+from election.drill.system import DrillFailed, System, running
 from election.drill.workload.registers import SqliteRegister
 
 PROCESSES = 4

@@ -11,7 +11,7 @@ from election.agent_control import ask_to_reap, drain, undrain
 from election.drill.checker.writes import STRANGER
 from election.drill.faults.fault import Fault, Lane, Nobody
 from election.drill.faults.scene import Scene
-from election.drill.system import Role, Slot
+from election.drill.slots import Role, Slot
 from election.drill.vocabulary import Done
 from election.errors import ElectionError, EtcdError
 from election.etcd import txn

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from election.drill.faults.fault import Fault, Lane, Nobody
 from election.drill.faults.scene import Scene
 from election.drill.processes import faketime
-from election.drill.system import ORCHESTRATORS, Role, Slot
+from election.drill.slots import ORCHESTRATORS, Role, Slot
 
 Choose: TypeAlias = Callable[[Scene], Slot]
 Act: TypeAlias = Callable[[Scene], AbstractAsyncContextManager[None]]
