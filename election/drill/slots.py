@@ -43,11 +43,6 @@ class Slot:
     """The revision of etcd at which its process was started: what is older is its predecessor's."""
 
     @property
-    def running(self) -> bool:
-        """Whether its process exists; a paused one does."""
-        return self.process is not None and self.process.running
-
-    @property
     def can_be_hurt(self) -> bool:
         """Whether its process runs, and nothing is done to it at present."""
         process = self.process

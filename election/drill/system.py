@@ -116,10 +116,11 @@ class System:
             slot.process.send(signal.SIGCONT)
             slot.process.send(signal.SIGTERM)
 
-    def pause(self, process: Process) -> None:
-        """Lets a process stand still."""
-        self.note(Done.PAUSED, process.name)
-        process.send(signal.SIGSTOP)
+    def pause(self, slot: Slot) -> None:
+        """Lets the process stand still."""
+        if slot.process is not None:
+            self.note(Done.PAUSED, slot.process.name)
+            slot.process.send(signal.SIGSTOP)
 
     def resume(self, process: Process) -> None:
         """Lets it go on; safe when it is gone."""

@@ -93,15 +93,15 @@ async def _ambush(scene: Scene) -> AsyncGenerator[None]:
     assert agent is not None
     assert collector is not None
     scene.on(slot.name)
-    system.pause(agent)
+    system.pause(slot)
     try:
         await _delete_liveness(scene, slot.name)
         await asyncio.sleep(grace_s / 2)  # the collector hears of it
-        system.pause(collector)
+        system.pause(collecting)
         system.resume(agent)
         await asyncio.sleep(grace_s)
         if scene.rng.random() < 0.5:
-            system.pause(agent)
+            system.pause(slot)
             await _delete_liveness(scene, slot.name)
         yield
     finally:

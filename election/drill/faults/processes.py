@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TypeAlias
 
 from election.drill.faults.fault import Fault, Lane, Nobody
 from election.drill.faults.scene import Scene
-from election.drill.processes import faketime
+from election.drill.processes import Process, faketime
 from election.drill.slots import ORCHESTRATORS, Role, Slot
+from election.drill.system import System
 
 Choose: TypeAlias = Callable[[Scene], Slot]
 Act: TypeAlias = Callable[[Scene], AbstractAsyncContextManager[None]]
@@ -44,68 +44,54 @@ def _drawn(scene: Scene, among: list[Slot]) -> Slot:
     return scene.rng.choice(able)
 
 
-def _kill(choose: Choose) -> Act:
+def _done_to(
+    choose: Choose, do: Callable[[System, Slot], None], undo: Callable[[System, Slot, Process], Awaitable[None]]
+) -> Act:
     @asynccontextmanager
     async def act(scene: Scene) -> AsyncGenerator[None]:
         slot = choose(scene)
+        process = slot.process
+        assert process is not None
         scene.on(slot.name)
-        scene.system.kill(slot)
+        do(scene.system, slot)
         try:
             yield
         finally:
-            scene.system.start(slot)
+            await undo(scene.system, slot, process)
 
     return act
+
+
+def _kill(choose: Choose) -> Act:
+    return _done_to(choose, System.kill, _start_again)
 
 
 def _leave(choose: Choose) -> Act:
-    @asynccontextmanager
-    async def act(scene: Scene) -> AsyncGenerator[None]:
-        slot = choose(scene)
-        process = slot.process
-        assert process is not None
-        scene.on(slot.name)
-        scene.system.leave(slot)
-        try:
-            yield
-        finally:
-            if not await process.ended(_LEAVE_S):  # etcd may be away, and it waits for an answer
-                scene.system.kill(slot)
-            scene.system.start(slot)
-
-    return act
+    return _done_to(choose, System.leave, _start_again)
 
 
 def _pause(choose: Choose) -> Act:
-    @asynccontextmanager
-    async def act(scene: Scene) -> AsyncGenerator[None]:
-        slot = choose(scene)
-        process = slot.process
-        assert process is not None
-        scene.on(slot.name)
-        scene.system.pause(process)
-        try:
-            yield
-        finally:
-            scene.system.resume(process)
-
-    return act
+    return _done_to(choose, System.pause, _resume)
 
 
-@asynccontextmanager
-async def _kill_paused(scene: Scene) -> AsyncGenerator[None]:
+def _kill_paused(choose: Choose) -> Act:
     """It never learns that its term is over."""
-    slot = _leading(*ORCHESTRATORS)(scene)
-    process = slot.process
-    assert process is not None
-    scene.on(slot.name)
-    scene.system.pause(process)
-    try:
-        yield
-        await asyncio.sleep(scene.rng.uniform(0, 1))
-    finally:
-        scene.system.kill(slot)
-        scene.system.start(slot)
+    return _done_to(choose, System.pause, _replace)
+
+
+async def _start_again(system: System, slot: Slot, process: Process) -> None:
+    if not await process.ended(_LEAVE_S):  # etcd may be away, and it waits for an answer
+        system.kill(slot)
+    system.start(slot)
+
+
+async def _replace(system: System, slot: Slot, process: Process) -> None:
+    system.kill(slot)
+    system.start(slot)
+
+
+async def _resume(system: System, slot: Slot, process: Process) -> None:
+    system.resume(process)
 
 
 @asynccontextmanager
@@ -135,7 +121,7 @@ _AGENT, _SERVER, _REGISTER = _any(Role.AGENT), _any(Role.SERVER), _any(Role.REGI
 PROCESS_FAULTS = (
     _of_orchestrators("kill-leader", "SIGKILL of the orchestrator that leads", _SHORT, _kill(_LEADER)),
     _of_orchestrators("pause-leader", "SIGSTOP of the orchestrator that leads", _LONG, _pause(_LEADER)),
-    _of_orchestrators("kill-paused-leader", "SIGKILL of a leader that stands still", (1.0, 5.0), _kill_paused),
+    _of_orchestrators("kill-paused-leader", "SIGKILL of a leader that stands still", (1.0, 5.0), _kill_paused(_LEADER)),
     _of_orchestrators("stop-leader", "SIGTERM of the orchestrator that leads", _SHORT, _leave(_LEADER)),
     _of_orchestrators("kill-candidate", "SIGKILL of an orchestrator that waits", _SHORT, _kill(_waiting)),
     _of_orchestrators("pause-candidate", "SIGSTOP of an orchestrator that waits", _LONG, _pause(_waiting)),
