@@ -45,6 +45,11 @@ class Site:
         user, password = self.cluster.credentials or (None, None)
         return EtcdConfig(self.cluster.endpoints, call_timeout_s=CALL_S, user=user, password=password)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the members are called: by their addresses, where they are not ours."""
+        return tuple(member.name for member in self.cluster.members) or self.cluster.endpoints
+
     async def endpoints_for(self, name: str) -> tuple[str, ...]:
         """Where the process of this name finds the members: at links of its own, which stay until the site closes."""
         if name not in self.clients:

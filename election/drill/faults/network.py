@@ -88,7 +88,7 @@ async def _mended(links: Sequence[Relay]) -> AsyncGenerator[None]:
 async def _partition_client_from_one(stage: Stage) -> AsyncGenerator[None]:
     name, links = _client(stage)
     index = stage.rng.randrange(len(links))
-    stage.on(f"{name} from {stage.site.cluster.members[index].name}")
+    stage.on(f"{name} from {stage.site.names[index]}")
     async with _mended(links):
         links[index].link.cut()
         yield
