@@ -96,16 +96,12 @@ def drill(
         return _list(settings)
     if check is not None:
         return _judge(check, settings)
-    named = chosen(faults.split(",")) if faults else []
     seed = secrets.randbits(32) if seed is None else seed
-    where = folder or Path(tempfile.mkdtemp(prefix="election-drill-"))
-    _tell(f"seed {seed}; histories and reports in {where}")
     target = _target(etcd, etcd_user, hurt, seed)
-    if scenario is not None:
-        return _drill(read(scenario, FAULTS), where, settings, target)
+    scenarios = [read(scenario, FAULTS)] if scenario else []
+    named = chosen(faults.split(",")) if faults else []
     count = max(1, round(duration / _LONGEST_S))
-    failed = []
-    for number in range(count):
+    for number in range(0 if scenario else count):
         has_users = target is None and (number % 2 == 1 if auth is None else auth)
         made = draw(
             seed + number,
@@ -115,11 +111,22 @@ def drill(
             auth=has_users,
             **(_ALONE if hurt else {}),
         )
-        _tell(f"drill {number + 1} of {count}: seed {made.seed}")
-        if _drill(made, where / f"{number + 1:02}" if count > 1 else where, settings, target) != OK:
-            failed.append(f"{number + 1:02}")
-    if count > 1:
-        _tell(f"{count} drills, {len(failed)} of them failed{': ' if failed else ''}{', '.join(failed)}; see {where}")
+        scenarios.append(made)
+    return _drills(scenarios, folder or Path(tempfile.mkdtemp(prefix="election-drill-")), settings, target)
+
+
+def _drills(scenarios: Sequence[Scenario], folder: Path, settings: Settings, target: Target | None) -> int:
+    """Does them one after the other, also when one fails."""
+    _tell(f"seed {scenarios[0].seed}; histories and reports in {folder}")
+    failed = []
+    for number, scenario in enumerate(scenarios, 1):
+        place = folder / f"{number:02}" if len(scenarios) > 1 else folder
+        if len(scenarios) > 1:
+            _tell(f"drill {number} of {len(scenarios)}: seed {scenario.seed}")
+        if _drill(scenario, place, settings, target) != OK:
+            failed.append(place.name)
+    if len(scenarios) > 1:
+        _tell(f"{len(scenarios)} drills, {len(failed)} of them failed{': ' if failed else ''}{', '.join(failed)}")
     return ERROR if failed else OK
 
 
