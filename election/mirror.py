@@ -37,6 +37,10 @@ CATCH_UP_S = 1.5
 """How long a caller waits who has seen more than this mirror; etcd says once a second how far a silent watch is."""
 
 
+_RETRY_MAX_S = 2.0
+"""Much less than what makes a view stale, so that a member that takes some seconds to start does not."""
+
+
 class Mirror:
     """What is below a prefix, as one watch shows it; `follow` runs for as long as it is to be kept true."""
 
@@ -104,7 +108,7 @@ class Mirror:
 
     async def follow(self) -> None:
         """Keeps the model true until cancelled; raises EtcdError when there is no first list."""
-        backoff = Backoff(0.25, 5.0, self._rng)
+        backoff = Backoff(0.25, _RETRY_MAX_S, self._rng)
         while True:
             try:
                 async with aclosing(follow(self._client, self._prefix, backoff)) as items:
