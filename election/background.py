@@ -47,9 +47,17 @@ class Running(Generic[T]):
             raise ElectionError("this store was closed while it was used: end its candidates before")
         return self._task.result()
 
-    def cancel(self) -> None:
-        """Cancels it, and waits for its end; what it brought is dropped."""
-        self._loop.call_soon_threadsafe(lambda: cast("asyncio.Task[T]", self._task).cancel())
+    def cancel(self, then: Callable[[], object] = lambda: None) -> None:
+        """Cancels it, and waits for its end; what it brought is dropped.
+
+        `then` is called in the loop right after the cancellation, before anything else can happen there.
+        """
+
+        def cancel() -> None:
+            cast("asyncio.Task[T]", self._task).cancel()
+            then()
+
+        self._loop.call_soon_threadsafe(cancel)
         self._ended.wait()
         if self._task is not None and self._task.done() and not self._task.cancelled():
             self._task.exception()

@@ -237,8 +237,7 @@ class _Standing:
     def abandon(self) -> None:
         """Stands no longer, and waits until the key is released."""
         if self._background.is_ours:
-            self._background.soon(self._abandon)
-            self.running.cancel()
+            self.running.cancel(then=self._abandon)
 
     def _abandon(self) -> None:
         self._abandoned = True
