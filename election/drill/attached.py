@@ -12,12 +12,11 @@ from pathlib import Path
 from election.config import EtcdConfig
 from election.dev.etcd import EtcdCluster
 from election.drill.peers import Peers
-from election.drill.site import CALL_S, Site
+from election.drill.site import CALL_S, PROBE_KEY, Site
 from election.errors import ConfigError, EtcdError, EtcdUnavailable
 from election.etcd.client import EtcdClient
 
 _POLL_S = 0.2
-_PROBE_KEY = b"/election/probe"
 
 
 class RunningEtcd(EtcdCluster):
@@ -40,7 +39,7 @@ class RunningEtcd(EtcdCluster):
         async with EtcdClient(self._running) as client:
             while True:
                 try:
-                    await client.get(_PROBE_KEY)
+                    await client.get(PROBE_KEY)
                     return
                 except EtcdUnavailable:
                     if time.monotonic() >= give_up_at_s:

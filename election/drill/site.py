@@ -20,6 +20,8 @@ from election.pb.etcd import rpc_pb2 as rpc
 _ROOT = "root", "secret-of-root"
 _USER = "drill", "secret-of-drill"
 _PERMITTED = b"/election/"
+PROBE_KEY = b"/election/probe"
+"""What is read to see whether etcd answers."""
 CALL_S = 2.0
 _HEALTHY_S = 30.0
 

@@ -14,7 +14,7 @@ from election.drill.history import FACTS, LATER, REVISIONS, Fact, Journal, Setti
 from election.drill.observer import HistoryLost, Observer
 from election.drill.processes import Process, Starter
 from election.drill.relay import HOST
-from election.drill.site import Site
+from election.drill.site import PROBE_KEY, Site
 from election.drill.slots import LETTERS, Role, Slot
 from election.drill.vocabulary import Done
 from election.errors import EtcdError
@@ -25,7 +25,6 @@ from election.records import CandidateRecord
 _PROBE_S = 0.25
 _POLL_S = 0.05
 _KEEP_S = 0.2
-_PROBE_KEY = b"/election/probe"
 
 
 class DrillFailed(Exception):
@@ -203,7 +202,7 @@ class System:
             while True:
                 began_at_s = client.clock.now_s()
                 try:
-                    await client.get(_PROBE_KEY)
+                    await client.get(PROBE_KEY)
                 except EtcdError:
                     ok = False
                 else:

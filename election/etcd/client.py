@@ -285,7 +285,7 @@ class EtcdClient:
                 asked = self._asked(member, methods.keys_of(request))
                 error, remedy = error_from(failure, asked, wrote=repeat is not Repeat.SAFE), remedy_for(failure)
                 if failure.code is StatusCode.DEADLINE_EXCEEDED:
-                    self.doubt_token()
+                    self.fell_silent(member)
             over = self.clock.now_s() >= give_up_at_s
             may_begin_anew = repeat is not Repeat.UNSENT and not over
             if remedy is Remedy.AUTHENTICATE and self.config.user is not None and not authenticated and may_begin_anew:
@@ -334,12 +334,13 @@ class EtcdClient:
         """Gets a new auth token for the next call."""
         self._token = None
 
-    def doubt_token(self) -> None:
-        """Gets a new auth token for the next call, unless the present one is quite new: called after a silence.
+    def fell_silent(self, member: int) -> None:
+        """The member does not answer: avoids it, and gets a new auth token, unless the present one is quite new.
 
         An etcd that was restored from a snapshot does not refuse the tokens of before: it waits until its index is
         theirs, so that nothing is ever answered (etcd: server/auth/store.go, isValidSimpleToken).
         """
+        self.avoid(member)
         if self.clock.now_s() - self._token_at_s > _TOKEN_IS_NEW_S:
             self.drop_token()
 

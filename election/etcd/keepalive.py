@@ -226,8 +226,7 @@ class KeepAlive:
 
     def _suspect(self, line: _Line) -> None:
         """The member is silent, or blocked by the lease that it serves at present: neither is to come next."""
-        self._client.avoid(line.member)
-        self._client.doubt_token()
+        self._client.fell_silent(line.member)
         first, *others = line.sent_at_s or (0,)
         if others and (kept := self._leases.get(first)) is not None:
             del line.sent_at_s[first]

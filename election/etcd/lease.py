@@ -142,8 +142,7 @@ async def _renew(
             await stream.write(rpc.LeaseKeepAliveRequest(ID=lease_id))
             answer = await stream.read()
     except TimeoutError:
-        client.avoid(member)
-        client.doubt_token()
+        client.fell_silent(member)
         return None
     except RpcFailed as failure:
         if (error := client.stream_error(failure, member)) is not None:

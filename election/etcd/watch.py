@@ -123,8 +123,7 @@ async def watch(
                     backoff.reset()
                     doubted = False
                     yield item
-            client.avoid(member)
-            client.doubt_token()
+            client.fell_silent(member)
         except RpcFailed as failure:
             error = client.stream_error(failure, member, [prefix])
             if isinstance(error, AccessDenied) and not doubted and client.config.user is not None:

@@ -17,7 +17,7 @@ import grpc
 from election import blocking
 from election.drill.history import Journal
 from election.drill.workload.beliefs import Beliefs
-from election.drill.workload.options import Options, orchestrator_options
+from election.drill.workload.options import LATE_S, PACE_S, Options, orchestrator_options
 from election.drill.workload.registers import (
     ETCD,
     GRPC,
@@ -30,9 +30,6 @@ from election.drill.workload.registers import (
 )
 from election.fencing.claim import Claim, PassedOn
 from election.fencing.rpc_client import client_fence
-
-_PACE_S = (0.02, 0.3)
-_LATE_S = (0.2, 3.0)
 
 
 @dataclass
@@ -57,7 +54,7 @@ class Orchestrator:
             for register, write in writes.items():
                 with self.beliefs.writing(register, term.token) as row:
                     write(row)
-                time.sleep(self.rng.uniform(*_PACE_S))
+                time.sleep(self.rng.uniform(*PACE_S))
         self.beliefs.ended(term.token)
 
     def _afterwards(self, term: blocking.Term) -> None:
@@ -66,7 +63,7 @@ class Orchestrator:
         if loss is None:
             return
         self.beliefs.lost(loss)
-        time.sleep(self.rng.uniform(*_LATE_S))
+        time.sleep(self.rng.uniform(*LATE_S))
         claim = PassedOn(term.election, term.token)
         for register, write in ((SQLITE, self._insert), (GRPC, self._call)):
             with self.beliefs.writing(register, term.token, late=True) as row:

@@ -14,6 +14,10 @@ from election.config import CandidateConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
 USER = "ELECTION_USER"
+PACE_S = (0.02, 0.3)
+"""How long an orchestrator waits between two writes, in its term."""
+LATE_S = (0.2, 3.0)
+"""How long after its term it writes once more, as a process does that wakes too late."""
 
 
 @dataclass(frozen=True, slots=True)

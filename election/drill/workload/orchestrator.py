@@ -15,7 +15,7 @@ import grpc.aio
 
 from election.drill.history import Journal
 from election.drill.workload.beliefs import Beliefs
-from election.drill.workload.options import Options, orchestrator_options
+from election.drill.workload.options import LATE_S, PACE_S, Options, orchestrator_options
 from election.drill.workload.registers import (
     ETCD,
     GRPC,
@@ -34,9 +34,6 @@ from election.fencing.rpc_client import aio_client_fence
 from election.fencing.txn import fenced_put, guard
 from election.store import Store, connect
 from election.term import Term
-
-_PACE_S = (0.02, 0.3)
-_LATE_S = (0.2, 3.0)
 
 
 @dataclass
@@ -59,14 +56,14 @@ class Orchestrator:
                 for register, write in writes.items():
                     with self.beliefs.writing(register, term.token) as row:
                         await write(row)
-                    await asyncio.sleep(self.rng.uniform(*_PACE_S))
+                    await asyncio.sleep(self.rng.uniform(*PACE_S))
         finally:
             self.beliefs.ended(term.token)
 
     async def _afterwards(self, term: Term) -> None:
         """Says how the term was lost, and writes once more to every register, as a process does that wakes too late."""
         self.beliefs.lost(await term.lost)
-        await asyncio.sleep(self.rng.uniform(*_LATE_S))
+        await asyncio.sleep(self.rng.uniform(*LATE_S))
         claim = PassedOn(term.election, term.token)
         with self.beliefs.writing(ETCD, term.token, late=True) as row:
             answer = await self.store.client.txn([guard(term)], [txn.put(etcd_key(self.store.keyspace), row)])
