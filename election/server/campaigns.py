@@ -20,6 +20,9 @@ from election.store import Store
 
 logger = logging.getLogger("election")
 
+_FIRST_S = 10.0
+"""A call that says nothing for so long is not kept open."""
+
 LONGEST_TTL_S = 60
 """A caller may believe for almost as long that it leads, and for as long a server that ends has to wait for it."""
 
@@ -95,7 +98,11 @@ class Campaigns:
 
 
 async def _first(requests: AsyncIterator[pb.CampaignRequest]) -> pb.CampaignRequest:
-    first = await anext(requests, None)
+    try:
+        async with asyncio.timeout(_FIRST_S):
+            first = await anext(requests, None)
+    except TimeoutError:
+        first = None
     if first is None or first.WhichOneof("action") != "stand":
         raise BadField("the first message of a call has to be `stand`", field="stand")
     return first

@@ -60,6 +60,8 @@ ORDER = (
     "server",
     "told",
     "remote",
+    "campaign_call",
+    "remote_candidate",
     "client",
     "keeper",
     "supervisor",
