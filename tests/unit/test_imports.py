@@ -18,6 +18,7 @@ ORDER = (
     "highwater",
     "keys",
     "config",
+    "reloaded",
     "credentials",
     "channels",
     "fields",
