@@ -133,39 +133,37 @@ class ViewStale(ElectionError):
     """What is in memory is too old to answer from: etcd has not been heard for too long."""
 
 
-class AccessReason(StrEnum):
-    """Why a server of the API does not do what a caller asks: a word for programs."""
-
-    NO_IDENTITY = "NO_IDENTITY"
-    BAD_TOKEN = "BAD_TOKEN"  # noqa: S105 (it is none)
-    TOKEN_EXPIRED = "TOKEN_EXPIRED"  # noqa: S105
-    ROLE_MISSING = "ROLE_MISSING"
-    NOT_YOUR_ELECTION = "NOT_YOUR_ELECTION"
-    NOT_YOUR_AGENT = "NOT_YOUR_AGENT"
-    TOO_MANY_REQUESTS = "TOO_MANY_REQUESTS"
-    TOO_MANY_STREAMS = "TOO_MANY_STREAMS"
-
-
 class Unauthenticated(ElectionError):
-    """A server of the API does not know who calls: no identity was shown, or one that cannot be taken."""
+    """A server of the API does not know who calls: the caller has not said so, in a way that this server takes."""
 
-    def __init__(self, message: str, *, reason: AccessReason = AccessReason.NO_IDENTITY) -> None:
-        super().__init__(message)
-        self.reason = reason
+
+class BadToken(Unauthenticated):
+    """A bearer token is not known, not for this server, or not signed by whom it has to be."""
+
+
+class TokenExpired(Unauthenticated):
+    """A bearer token was good, and its time is over."""
 
 
 class PermissionDenied(ElectionError):
-    """A server of the API knows who calls, and its policy does not let them do this."""
+    """A server of the API knows who calls, and its policy gives them no role that is enough for this."""
 
-    def __init__(self, message: str, *, reason: AccessReason = AccessReason.ROLE_MISSING) -> None:
-        super().__init__(message)
-        self.reason = reason
+
+class NotYourAgent(PermissionDenied):
+    """The caller is another agent, or none."""
 
 
 class LimitExceeded(ElectionError):
     """A caller asks more of a server of the API than one caller may. `retry_after_s` is when it may ask again."""
 
-    def __init__(self, message: str, *, reason: AccessReason, retry_after_s: float) -> None:
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
-        self.reason = reason
         self.retry_after_s = retry_after_s
+
+
+class TooManyRequests(LimitExceeded):
+    """More requests in a second than one identity may make."""
+
+
+class TooManyStreams(LimitExceeded):
+    """More streams at once than one identity may have."""

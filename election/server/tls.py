@@ -62,12 +62,17 @@ def server_credentials(tls: ServerTls, clock: Clock) -> grpc.ServerCredentials:
         used = now
         return now
 
-    return grpc.dynamic_ssl_server_credentials(used, changed, require_client_authentication=tls.client_ca is not None)
+    return grpc.dynamic_ssl_server_credentials(
+        used,
+        changed,  # type: ignore[arg-type]  # the types do not know that None is allowed
+        require_client_authentication=tls.client_ca is not None,
+    )
 
 
 def _read(tls: ServerTls) -> grpc.ServerCertificateConfiguration:
     try:
-        pair, client_ca = (tls.key.read_bytes(), tls.cert.read_bytes()), tls.client_ca and tls.client_ca.read_bytes()
+        pair = tls.key.read_bytes(), tls.cert.read_bytes()
+        client_ca = tls.client_ca.read_bytes() if tls.client_ca else None
         check_tls(TlsConfig(tls.client_ca, tls.cert, tls.key), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
     except OSError as error:
         raise ConfigError(f"cannot read {error.filename}: {error.strerror}") from None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from election.errors import AccessReason, Unauthenticated
+from election.errors import BadToken
 
 CERT, DNS, SPIFFE, TOKEN, JWT = "cert:", "dns:", "spiffe://", "token:", "jwt:"
 KINDS = (CERT, DNS, SPIFFE, TOKEN, JWT)
@@ -32,15 +32,15 @@ def certificate_identities(auth_context: Mapping[str, Iterable[bytes]]) -> tuple
     return tuple(found)
 
 
-def authorization_of(metadata: Sequence[tuple[str, str | bytes]] | None) -> str | None:
+def authorization_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
     """The metadata `authorization`, None where there is none.
 
     Raises:
-        Unauthenticated: when there are several, since a proxy could have added one.
+        BadToken: when there are several, since a proxy could have added one.
     """
     found = [value for key, value in metadata or () if key == AUTHORIZATION]
     if len(found) > 1:
-        raise Unauthenticated("the metadata has `authorization` twice: send one", reason=AccessReason.BAD_TOKEN)
+        raise BadToken("the metadata has `authorization` more than once: send one")
     return str(found[0]) if found else None
 
 
@@ -48,12 +48,9 @@ def bearer_token(authorization: str) -> str:
     """The token in `Bearer <token>`.
 
     Raises:
-        Unauthenticated: for another scheme, and for no token.
+        BadToken: for another scheme, and for no token.
     """
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
-        raise Unauthenticated(
-            "the metadata `authorization` is not `Bearer <token>`, which is all that is taken",
-            reason=AccessReason.BAD_TOKEN,
-        )
+        raise BadToken("the metadata `authorization` is not `Bearer <token>`, which is all that is taken")
     return token.strip()

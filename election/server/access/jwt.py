@@ -11,7 +11,7 @@ from typing import Any
 
 import jwt
 
-from election.errors import AccessReason, ConfigError, Unauthenticated
+from election.errors import BadToken, ConfigError, TokenExpired
 from election.reloaded import read_text
 
 LEEWAY_S = 10.0
@@ -41,7 +41,8 @@ class JwtKeys:
         """Checks the signature and the claims `exp`, `nbf`, `iss`, `aud` and `sub`, which has to be there.
 
         Raises:
-            Unauthenticated: with what is wrong, and with nothing of the token itself but its key id.
+            BadToken: with what is wrong, and with nothing of the token itself but its key id.
+            TokenExpired: when it is right but for its time.
         """
         key = self._key_of(token)
         try:
@@ -57,7 +58,7 @@ class JwtKeys:
             )
             expires = datetime.fromtimestamp(int(claims["exp"]) + LEEWAY_S, UTC)
         except jwt.ExpiredSignatureError:
-            raise Unauthenticated("the JWT has expired: get a new one", reason=AccessReason.TOKEN_EXPIRED) from None
+            raise TokenExpired("the JWT has expired: get a new one") from None
         except jwt.PyJWTError as error:
             raise _bad(_why(error, issuer, audience)) from None
         except (ValueError, OverflowError, OSError):
@@ -132,8 +133,8 @@ def _key(entry: dict[str, Any]) -> jwt.PyJWK:
     return key
 
 
-def _bad(why: str) -> Unauthenticated:
-    return Unauthenticated(f"the JWT cannot be taken: {why}", reason=AccessReason.BAD_TOKEN)
+def _bad(why: str) -> BadToken:
+    return BadToken(f"the JWT cannot be taken: {why}")
 
 
 def _why(error: jwt.PyJWTError, issuer: str, audience: str) -> str:

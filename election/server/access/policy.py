@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from election.errors import AccessReason, ElectionError, PermissionDenied, Unauthenticated
+from election.errors import ElectionError, NotYourAgent, PermissionDenied, Unauthenticated
 from election.keys import is_name
 from election.server.access.caller import ANONYMOUS
 from election.server.access.pattern import Pattern
@@ -100,16 +100,16 @@ class Granted:
         if not enough:
             has = f"no more than {max(grant.role for grant in self.grants)}" if self.grants else "none"
             text = f"this needs the role {role}, and the policy gives {who} {has} {where}"
-            return PermissionDenied(text, reason=AccessReason.ROLE_MISSING)
+            return PermissionDenied(text)
         if agent is not None and all(grant.agent != agent for grant in enough):
             own = sorted({grant.agent for grant in enough if grant.agent})
             text = (
                 f"{who} may not be the agent {agent!r}, but {' or '.join(map(repr, own)) or 'no agent at all'} {where}"
             )
-            return PermissionDenied(text, reason=AccessReason.NOT_YOUR_AGENT)
+            return NotYourAgent(text)
         what = f"the election {election!r}" if election is not None else "what belongs to no election"
         text = f"the policy gives {who} the role {role} {where}, but not for {what}"
-        return PermissionDenied(text, reason=AccessReason.NOT_YOUR_ELECTION)
+        return PermissionDenied(text)
 
 
 READ_ONLY = Policy((Rule(Role.READER, ALL),))

@@ -6,12 +6,12 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from election.errors import AccessReason, ConfigError, Unauthenticated
+from election.errors import ConfigError, TokenExpired
 from election.keys import check_name
 from election.reloaded import read_text
 
@@ -51,20 +51,24 @@ class Tokens:
 
     lines: Mapping[str, TokenLine]
 
+    @property
+    def names(self) -> Set[str]:
+        """Everybody who has a token."""
+        return {line.name for line in self.lines.values()}
+
     def line(self, token: str, now: datetime) -> TokenLine | None:
         """The line of a token that a caller has shown; None when there is none.
 
         Raises:
-            Unauthenticated: when the token has expired.
+            TokenExpired: when the token has expired.
         """
         sha256 = _sha256(token)
         line = self.lines.get(sha256)
         if line is None or not hmac.compare_digest(line.sha256, sha256):
             return None
         if line.expires is not None and now >= line.expires:
-            raise Unauthenticated(
-                f"the token of {line.name!r} expired at {line.expires:%Y-%m-%dT%H:%M:%SZ}: get a new one",
-                reason=AccessReason.TOKEN_EXPIRED,
+            raise TokenExpired(
+                f"the token of {line.name!r} expired at {line.expires:%Y-%m-%dT%H:%M:%SZ}: get a new one"
             )
         return line
 
