@@ -96,6 +96,8 @@ class GrpcServer:
         gate = Gate(
             access, reader.namespace, tls=tls is not None, client_certificates=client_ca is not None, clock=clock
         )
+        self.without_policy = gate.without_policy
+        """What callers may do where no policy says it, for people; empty where one does."""
         self._calls = Calls(gate, deadline_s=access.limits.deadline_s)
         self._options = (*_OPTIONS, ("grpc.max_receive_message_length", access.limits.message_bytes))
         self._server: grpc.aio.Server | None = None

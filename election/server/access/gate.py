@@ -70,7 +70,10 @@ class Gate:
         if (file := config.policy) is not None:
             self._policy = Reloaded("policy files", [file], lambda: read_policy(file), self._clock)
         self.is_open = not tls and not can_tell
-        self.has_policy = config.policy is not None
+        self.without_policy = ""
+        if config.policy is None:
+            who = "who shows an identity" if can_tell else "everybody who can connect"
+            self.without_policy = f"{who} may {'do everything' if self.is_open else 'read, and nobody may do more'}"
         self.limits = Limits(config.limits, self._clock)
         self._known: dict[tuple[bytes, str | None], _Known] = {}
         self._version: tuple[object, ...] = ()
