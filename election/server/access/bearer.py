@@ -84,7 +84,8 @@ class Bearers:
         if self._tokens is not None and (line := self._tokens.now().line(token, self._clock.wall())):
             return Shown(TOKEN + line.name, line.expires)
         if self._keys is not None and self._jwt is not None and token.count(".") == 2:
-            verified = self._keys.now().verify(token, issuer=self._jwt.issuer, audience=self._jwt.audience)
+            issuer, audience = self._jwt.issuer, self._jwt.audience
+            verified = self._keys.now().verify(token, issuer=issuer, audience=audience, now=self._clock.wall())
             return Shown(JWT + verified.subject, verified.expires)
         raise BadToken(
             "the bearer token is none that this server takes" + ("" if self._keys else ": it takes no JWTs")

@@ -37,7 +37,7 @@ class JwtKeys:
 
     keys: Mapping[str, jwt.PyJWK]
 
-    def verify(self, token: str, *, issuer: str, audience: str) -> Verified:
+    def verify(self, token: str, *, issuer: str, audience: str, now: datetime) -> Verified:
         """Checks the signature and the claims `exp`, `nbf`, `iss`, `aud` and `sub`, which has to be there.
 
         Raises:
@@ -58,11 +58,13 @@ class JwtKeys:
             )
             expires = datetime.fromtimestamp(int(claims["exp"]) + LEEWAY_S, UTC)
         except jwt.ExpiredSignatureError:
-            raise TokenExpired("the JWT has expired: get a new one") from None
+            raise _expired() from None
         except jwt.PyJWTError as error:
             raise _bad(_why(error, issuer, audience)) from None
         except (ValueError, OverflowError, OSError):
             raise _bad("its claim `exp` is not a time") from None
+        if now >= expires:
+            raise _expired()
         if not claims["sub"]:
             raise _bad("its claim `sub` is empty")
         return Verified(claims["sub"], expires)
@@ -119,18 +121,23 @@ def _key(entry: dict[str, Any]) -> jwt.PyJWK:
         raise ConfigError("it is a symmetric key, with which everybody who checks tokens could make them")
     if "d" in entry:
         raise ConfigError("it is a private key: give the public part only")
+    algorithm = entry.get("alg")
+    if algorithm is not None and (not isinstance(algorithm, str) or algorithm not in _ALGORITHMS):
+        raise ConfigError(f"its `alg` is not taken: use one of {', '.join(sorted(_ALGORITHMS))}")
     try:
         key = jwt.PyJWK(entry)
         bits: int = getattr(key.key, "key_size", 0)
     except (jwt.PyJWTError, ValueError, TypeError):
         raise ConfigError("it is not a public key of a known kind, or not whole") from None
     if key.algorithm_name not in _ALGORITHMS:
-        raise ConfigError(
-            f"the algorithm {key.algorithm_name!r} is not taken: use one of {', '.join(sorted(_ALGORITHMS))}"
-        )
-    if entry.get("kty") == "RSA" and bits < _SMALLEST_RSA_BITS:
+        raise ConfigError(f"the algorithm {key.algorithm_name} is not taken")
+    if entry["kty"] == "RSA" and bits < _SMALLEST_RSA_BITS:
         raise ConfigError(f"an RSA key of {bits} bits is too short: use {_SMALLEST_RSA_BITS} or more")
     return key
+
+
+def _expired() -> TokenExpired:
+    return TokenExpired("the JWT has expired: get a new one")
 
 
 def _bad(why: str) -> BadToken:
