@@ -41,7 +41,7 @@ class CampaignCall:
         It ends when the server has released the key, or has not done so within the call timeout.
         """
         self._number, server = self._servers.present()
-        call = server.elections.Campaign()
+        call = server.elections.Campaign(metadata=self._servers.metadata())
         server.line.carry(call)
         self.say(pb.CampaignRequest(stand=stand))
         writing = asyncio.create_task(self._write(call))

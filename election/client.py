@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,8 +14,9 @@ import grpc.aio
 
 from election import agent_messages, messages
 from election.agent_records import Agent, StateEntry, Tombstone
+from election.bearer import Bearer, check_private
 from election.breaker import Breaker
-from election.clock import Clock
+from election.clock import BootClock, Clock
 from election.config import CandidateConfig, EtcdConfig, TlsConfig
 from election.errors import ConfigError, RolledBack
 from election.pb.election.v1 import election_pb2 as pb
@@ -34,16 +36,23 @@ ATTEMPT_TIMEOUT_S = 2.0
 """After this long without an answer the next server is asked."""
 
 
-def dial(servers: str | Iterable[str], *, tls: TlsConfig | None = None) -> Client:
+def dial(
+    servers: str | Iterable[str],
+    *,
+    tls: TlsConfig | None = None,
+    token: str | Path | None = None,
+    insecure: bool = False,
+) -> Client:
     """A client for `async with`; nothing is sent before that.
 
     `servers` is one or several HOST:PORT, also as one text with commas. A scheme of https asks for TLS with the
-    system's roots where no `tls` is given.
+    system's roots where no `tls` is given. `token` is a bearer token, or the file that holds one, which is read again
+    when it changes. It goes over plain text to this machine alone, unless `insecure` is said.
 
     Raises:
-        ConfigError: for addresses that cannot be used.
+        ConfigError: for addresses, files and tokens that cannot be used.
     """
-    return Client(servers, tls=tls)
+    return Client(servers, tls=tls, token=token, insecure=insecure)
 
 
 class Client:
@@ -63,6 +72,8 @@ class Client:
         servers: str | Iterable[str],
         *,
         tls: TlsConfig | None = None,
+        token: str | Path | None = None,
+        insecure: bool = False,
         call_timeout_s: float = CALL_TIMEOUT_S,
         attempt_timeout_s: float = ATTEMPT_TIMEOUT_S,
         clock: Clock | None = None,
@@ -74,9 +85,12 @@ class Client:
         parsed = EtcdConfig.parse(written, tls=tls)  # both kinds of addresses are written the same way
         self.addresses = parsed.endpoints
         self._watchdog = Watchdog()
+        if token is not None and not insecure:
+            check_private(parsed.endpoints, parsed.tls)
         self._servers = Servers(
             parsed.endpoints,
             parsed.tls,
+            bearer=None if token is None else Bearer(token, clock or BootClock()),
             call_timeout_s=call_timeout_s,
             attempt_timeout_s=attempt_timeout_s,
             clock=clock,

@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from election.backoff import Backoff
+from election.bearer import Bearer, Metadata
 from election.channels import Channels, Line
 from election.clock import BootClock, Clock
 from election.config import TlsConfig
@@ -82,11 +83,13 @@ class Servers:
         *,
         call_timeout_s: float,
         attempt_timeout_s: float,
+        bearer: Bearer | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.addresses = addresses
         self._tls = tls
+        self._bearer = bearer
         self.call_timeout_s = call_timeout_s
         self.attempt_timeout_s = attempt_timeout_s
         self._clock = clock or BootClock()
@@ -110,11 +113,16 @@ class Servers:
         """The address of the server that is asked at present."""
         return self.addresses[self._current]
 
+    def metadata(self) -> Metadata | None:
+        """What goes along with every call."""
+        return None if self._bearer is None else self._bearer.metadata()
+
     async def ask(self, method: Unary[Req, Resp], request: Req) -> Resp:
         """One question and its answer; raises AioRpcError for what all servers would answer the same."""
 
         async def attempt(server: Server, left_s: float) -> Resp:
-            call = method(server)(request, timeout=max(min(left_s, self.attempt_timeout_s), 0.001))
+            timeout_s = max(min(left_s, self.attempt_timeout_s), 0.001)
+            call = method(server)(request, timeout=timeout_s, metadata=self.metadata())
             server.line.carry(call)
             return await call
 
@@ -154,7 +162,7 @@ class Servers:
         while True:
             number, heard = self._current, False
             server = self._server(number)
-            call = method(server)(request())
+            call = method(server)(request(), metadata=self.metadata())
             server.line.carry(call)
             try:
                 async with asyncio.timeout(self.attempt_timeout_s):  # the first message is sent at once

@@ -14,6 +14,8 @@ from election.errors import BadField, ElectionError, ShuttingDown, ViewStale
 from election.messages import view_message
 from election.pb.election.v1 import election_pb2 as pb
 from election.resources import election_id
+from election.server.access.caller import current_caller
+from election.server.access.roles import Role
 from election.server.served import ServedReader
 from election.server.standing import Standing
 from election.store import Store
@@ -78,6 +80,7 @@ class Campaigns:
     def _begin(self, first: pb.CampaignRequest) -> Standing:
         stand = first.stand
         election = election_id(stand.election, field="stand.election")
+        current_caller.get().require(Role.CANDIDATE, election=election)
         config = CandidateConfig(ttl_s=_ttl_s(stand.ttl) if stand.HasField("ttl") else CandidateConfig().ttl_s)
         if not stand.id:
             raise BadField("the candidate needs a name of its own: say `id`", field="stand.id")

@@ -157,7 +157,7 @@ class FakeServers:
     def present(self) -> tuple[int, Any]:
         """The replica that is spoken to at present."""
 
-        def campaign() -> Call:
+        def campaign(metadata: None) -> Call:
             self.calls.append(Call(self.replicas[self.current], self.rng, self.latency_s))
             return self.calls[-1]
 
@@ -165,6 +165,9 @@ class FakeServers:
             elections=SimpleNamespace(Campaign=campaign), line=SimpleNamespace(carry=lambda call: None)
         )
         return self.current, server
+
+    def metadata(self) -> None:
+        """The caller says nothing of itself."""
 
     def failed(self, number: int, why: str) -> ServerUnavailable:
         """Goes on to the next one."""

