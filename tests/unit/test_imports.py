@@ -26,6 +26,7 @@ ORDER = (
     "etcd",
     "breaker",
     "reader",
+    "leader_history",
     "model",
     "mirror",
     "tombstones",
