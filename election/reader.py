@@ -77,7 +77,8 @@ class AgentEventKind(StrEnum):
     """What happened to an agent. PRESENT and SYNCED are the beginning of every watch.
 
     RESET: what happened since the last event is not known. The watch begins anew after that one: what was REAPED since
-    then, every agent that is there as PRESENT, and SYNCED.
+    then, every agent that is there as PRESENT, and SYNCED. HEARTBEAT: nothing happened; it is told only to those who
+    ask for it.
     """
 
     RESET = "reset"
@@ -88,11 +89,12 @@ class AgentEventKind(StrEnum):
     STALE = "stale"
     RECOVERED = "recovered"
     REAPED = "reaped"
+    HEARTBEAT = "heartbeat"
 
 
 @dataclass(frozen=True, slots=True)
 class AgentEvent:
-    """A change of an agent. `agent` is None exactly with RESET and SYNCED, `tombstone` is there exactly with REAPED.
+    """A change of an agent, which is None exactly with RESET, SYNCED and HEARTBEAT; `tombstone` is there with REAPED.
 
     Once it has been told, the watch has told every change up to `source.revision`: a watch can go on after that. Of
     several changes in one revision only the last one completes it.
@@ -186,12 +188,13 @@ class Reader(Protocol):
         """One agent, and its state, which is always read from etcd; None when it is not known."""
         ...
 
-    def watch_agents(self, *, after: int | None = None) -> AsyncGenerator[AgentEvent]:
+    def watch_agents(self, *, after: int | None = None, heartbeat_s: float | None = None) -> AsyncGenerator[AgentEvent]:
         """Every agent (PRESENT), one SYNCED, and then every change.
 
         With `after`, the revision of an event that was seen before, the REAPED events that came later are told first:
         those of every tombstone that is still kept, all of them with 0. Raises RolledBack for one that etcd has not
-        come to, and ViewStale for one that this reader has not come to.
+        come to, and ViewStale for one that this reader has not come to. With `heartbeat_s`, a HEARTBEAT whenever
+        nothing was told for so long.
         """
         ...
 

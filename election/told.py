@@ -82,6 +82,8 @@ class ToldAgents:
         if event.kind is AgentEventKind.RESET:
             self._reset(event.source)
             return []
+        if event.kind is AgentEventKind.HEARTBEAT:
+            return [event]
         if event.kind is AgentEventKind.SYNCED:
             return self._synced(event)
         if event.agent is None:

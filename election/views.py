@@ -14,7 +14,7 @@ from election.agent_records import Agent, AgentState, StateEntry, Tombstone
 from election.breaker import Breaker
 from election.errors import ConfigError, ViewStale
 from election.etcd.client import EtcdClient
-from election.keys import REGISTRATION, Keyspace
+from election.keys import REGISTRATION, Keyspace, TombstoneKey
 from election.mirror import Mirror
 from election.model import Kept
 from election.reader import (
@@ -158,21 +158,26 @@ class View:
         found: list[Tombstone] = []
         async with aclosing(self.tombstone_pages(agent)) as pages:
             async for page in pages:
-                found += page.value
+                found += [tombstone for _, tombstone in page.value]
         return Answer(tuple(found), page.source)
 
-    async def tombstone_pages(self, agent: str | None = None) -> AsyncGenerator[Answer[tuple[Tombstone, ...]]]:
-        """The same, some at a time: of each page the values have some MiB at most. There is one page or more.
+    async def tombstone_pages(
+        self, agent: str | None = None, *, after: tuple[int, TombstoneKey] | None = None
+    ) -> AsyncGenerator[Answer[tuple[tuple[int, Tombstone], ...]]]:
+        """The same, some at a time, with the revision of each: those after one, by revision and key.
 
-        Those are told that were kept at the revision of the source, and still are when it is their turn.
+        Of each page the values have some MiB at most; there is one page or more. Those are told that were kept at the
+        revision of the source, and still are when it is their turn.
         """
         header, kept = await list_tombstones(self._client, self._keyspace, agent, self._mirror.model)
+        if after is not None:
+            kept = [each for each in kept if (each.revision, each.key) > after]
         source = Source(header.cluster_id, header.revision, 0.0)
         if not kept:
             yield Answer((), source)
         async with aclosing(read_tombstones(self._client, self._keyspace, kept)) as batches:
             async for batch in batches:
-                yield Answer(tuple(tombstone for _, tombstone in batch), source)
+                yield Answer(tuple((each.revision, tombstone) for each, tombstone in batch), source)
 
     async def breaker(self) -> Answer[Breaker]:
         """Whether collectors may reap at present: one linearizable read of etcd."""
@@ -210,7 +215,9 @@ class View:
                     self.source()
                 yield replace(event, source=self._mirror.source(event.source.revision))
 
-    async def watch_agents(self, *, after: int | None = None) -> AsyncGenerator[AgentEvent]:
+    async def watch_agents(
+        self, *, after: int | None = None, heartbeat_s: float | None = None
+    ) -> AsyncGenerator[AgentEvent]:
         """Every agent, one SYNCED, and then every change; with `after`, first what was reaped since that revision.
 
         When this view has missed changes it is told: RESET, and all that again, after the last event. When etcd's
@@ -231,13 +238,15 @@ class View:
         while True:
             if self._mirror.times_set_back != times_set_back:
                 times_set_back, after = self._mirror.times_set_back, None
-            async with aclosing(self._watch_agents_unbroken(after, is_reset)) as events:
+            async with aclosing(self._watch_agents_unbroken(after, heartbeat_s, is_reset)) as events:
                 async for event in events:
                     after = event.source.revision
                     yield event
             is_reset = True
 
-    async def _watch_agents_unbroken(self, after: int | None, is_reset: bool) -> AsyncGenerator[AgentEvent]:
+    async def _watch_agents_unbroken(
+        self, after: int | None, heartbeat_s: float | None, is_reset: bool
+    ) -> AsyncGenerator[AgentEvent]:
         """A watch that ends when the view has missed changes."""
         with self._mirror.agent_events() as changes:
             # Nothing is awaited between the registration and the end of these lines: they are of one revision.
@@ -254,11 +263,12 @@ class View:
                 yield AgentEvent(AgentEventKind.PRESENT, agent, source)
             yield AgentEvent(AgentEventKind.SYNCED, None, source)
             while True:
-                await changes.wait()
-                change = changes.next()
-                if change is None or change.kind is AgentEventKind.RESET:
+                if not await changes.wait(heartbeat_s):
+                    yield AgentEvent(AgentEventKind.HEARTBEAT, None, self.source())
+                elif (change := changes.next()) is None or change.kind is AgentEventKind.RESET:
                     return
-                yield change
+                else:
+                    yield change
 
     async def _reaped(
         self, missed: Sequence[Kept], present: Mapping[str, Agent], source: Source
