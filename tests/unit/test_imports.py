@@ -29,6 +29,7 @@ ORDER = (
     "etcd",
     "breaker",
     "reader",
+    "leader_history",
     "model",
     "mirror",
     "tombstones",
