@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +17,7 @@ from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from election.config import is_loopback
 from election.errors import ConfigError, ElectionError
+from election.etcd.renewer import Renewer
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
 from election.server.agents import AgentsServicer
@@ -23,8 +25,11 @@ from election.server.calls import Calls
 from election.server.elections import ElectionsServicer
 from election.server.health import Health
 from election.server.names import SERVICES
+from election.server.operations import Operations
 from election.server.served import ServedReader
+from election.server.sessions import Sessions
 from election.statuses import status_of
+from election.store import Store
 
 GRACE_S = 5.0
 """How long calls may go on after the server was told to end; streams are ended at once."""
@@ -42,7 +47,7 @@ _OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.max_connection_age_ms", 30 * 60_000),
-    ("grpc.max_receive_message_length", 64 * 1024),
+    ("grpc.max_receive_message_length", 128 * 1024),  # twice the largest value of a state
 )
 
 
@@ -51,6 +56,9 @@ class GrpcServer:
 
     Port 0 takes any free port. Without `cert` and `key` it serves plain text, on a loopback address only unless
     `insecure` is said. The files are read once, at the beginning.
+
+    With a `store`, which has to outlive it, agents can hold sessions, and operators can do something about agents;
+    without one it only answers.
 
     The health of "" is SERVING while the server lives; that of the services turns NOT_SERVING while the reader is
     stale, within a second, and their streams end with UNAVAILABLE. Leaving the block turns all health NOT_SERVING,
@@ -69,6 +77,7 @@ class GrpcServer:
         cert: Path | None = None,
         key: Path | None = None,
         insecure: bool = False,
+        store: Store | None = None,
     ) -> None:
         if not 0 <= port < 65536:
             raise ConfigError(f"{port} is not a port: use 1 to 65535, or 0 for any free one")
@@ -79,6 +88,8 @@ class GrpcServer:
                 "give --server-cert and --server-key, or say --insecure"
             )
         self._reader = reader
+        self._store = store
+        self._stack = AsyncExitStack()
         self._host = f"[{host}]" if ":" in host else host
         self._port = port
         self._health = Health()
@@ -98,7 +109,7 @@ class GrpcServer:
 
     async def __aenter__(self) -> Self:
         server = grpc.aio.server(options=_OPTIONS)
-        elections, agents = ElectionsServicer(self._reader), AgentsServicer(self._reader)
+        elections, agents = ElectionsServicer(self._reader), await self._agents()
         described = pb.DESCRIPTOR.services_by_name
         services.add_ElectionsServicer_to_server(self._calls.guarded(elections, described["Elections"]), server)
         services.add_AgentsServicer_to_server(self._calls.guarded(agents, described["Agents"]), server)
@@ -124,6 +135,14 @@ class GrpcServer:
         self._calls.close()
         if self._server is not None:
             await self._server.stop(GRACE_S)
+        await self._stack.aclose()
+
+    async def _agents(self) -> AgentsServicer:
+        if (store := self._store) is None:
+            return AgentsServicer(self._reader)
+        renewer = await self._stack.enter_async_context(Renewer(store.client))
+        sessions = Sessions(store.client, renewer, store.keyspace, self._reader)
+        return AgentsServicer(self._reader, sessions, Operations(store.client, store.keyspace, self._reader))
 
     def _bind(self, server: grpc.aio.Server) -> int:
         _check_free(self._host.strip("[]"), self._port)

@@ -44,6 +44,7 @@ ORDER = (
     "candidate",
     "fencing",
     "registration",
+    "held_session",
     "kept",
     "roster",
     "agents",
@@ -57,6 +58,8 @@ ORDER = (
     "wire",
     "messages",
     "agent_messages",
+    "session_messages",
+    "operation_messages",
     "server",
     "told",
     "remote",
@@ -70,7 +73,7 @@ ORDER = (
 )
 """From what everything may use to what nothing may use."""
 
-ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "keepalive", "listing", "watch")
+ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "keepalive", "renewer", "listing", "watch")
 OPTIONAL = {
     "click": {"cli", "drill"},
     "rich": {"cli", "dev", "drill"},
