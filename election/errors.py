@@ -113,6 +113,10 @@ class AgentExists(ElectionError):
     """Another live process holds this agent id."""
 
 
+class SessionMoved(ElectionError):
+    """The session of an agent was opened anew, on another stream or server: this one can do nothing for it any more."""
+
+
 class AgentUnknown(ElectionError):
     """There is nothing of this agent that what was asked for could be done with."""
 
@@ -131,6 +135,10 @@ class StateExists(ElectionError):
 
 class CallerSilent(ElectionError):
     """The caller of a campaign has sent nothing for a TTL; nobody stands for it any more."""
+
+
+class CollectorSilent(ElectionError):
+    """No collector has done in time what it was asked for, and it is asked no longer."""
 
 
 class ShuttingDown(ElectionError):

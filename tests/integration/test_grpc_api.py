@@ -623,6 +623,9 @@ class ScriptedReader:
     def source(self) -> Source:
         return Source(1, 2, 0.0)
 
+    def known_agent(self, id: str) -> tuple[Agent | None, int]:
+        return None, 2
+
     async def leader(self, election: str, *, linearizable: bool = False) -> Answer[Leader | None]:
         self.asked.set()
         if self.error is not None:

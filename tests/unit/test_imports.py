@@ -47,6 +47,7 @@ ORDER = (
     "candidate",
     "fencing",
     "registration",
+    "held_session",
     "kept",
     "roster",
     "agents",
@@ -60,6 +61,8 @@ ORDER = (
     "wire",
     "messages",
     "agent_messages",
+    "session_messages",
+    "operation_messages",
     "server",
     "told",
     "remote",
@@ -75,7 +78,7 @@ ORDER = (
 )
 """From what everything may use to what nothing may use."""
 
-ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "keepalive", "listing", "watch")
+ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "keepalive", "renewer", "listing", "watch")
 OPTIONAL = {
     "click": {"cli", "drill"},
     "rich": {"cli", "dev", "drill"},
