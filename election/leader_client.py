@@ -1,0 +1,206 @@
+"""Who leads one election, kept in memory by one watch over the gRPC API, for programs that ask at every step."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self, TypeVar
+
+from election.backoff import Backoff
+from election.client import Client, dial
+from election.clock import BootClock, Clock
+from election.config import TlsConfig
+from election.errors import ElectionError, NoLeader, ViewStale
+from election.published import Published
+from election.reader import MAX_AGE_S, Answer, LeaderEvent, Source, leader_change
+from election.records import Leader
+
+Led = TypeVar("Led", Leader, Leader | None)
+
+logger = logging.getLogger("election")
+
+HEARTBEAT_S = 2.0
+"""How often a server says that nothing has happened: what is known is not much older than that."""
+
+_RETRY_MAX_S = 2.0
+"""Much less than what makes an answer stale."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Who led when a message arrived, how old the message said that to be, and when it arrived."""
+
+    leader: Leader | None
+    source: Source
+    arrived_at_s: float
+
+
+class LeaderClient:
+    """Follows one election inside `async with`, in one event loop; `current` tells who leads without a call.
+
+    `servers` are those of `dial`, or a `Client` that is open for longer than this: any number of these may share one.
+    Entering waits for the first message, and raises what `Client.watch_leader` does when there is none. From then on
+    it follows until the end of the block, whatever happens to the servers: it goes on at another one after the last
+    revision that it was told, and tries again for as long as there is none.
+
+    An answer tells how old it is: what the last message said of its age, and the time since it has arrived, by a
+    clock that goes on while the machine is suspended. The way of that message through the network is not in it.
+    """
+
+    def __init__(
+        self,
+        servers: str | Iterable[str] | Client,
+        election: str,
+        *,
+        tls: TlsConfig | None = None,
+        max_age_s: float = MAX_AGE_S,
+        heartbeat_s: float = HEARTBEAT_S,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.election = election
+        self._owns_client = not isinstance(servers, Client)
+        self._client = servers if isinstance(servers, Client) else dial(servers, tls=tls)
+        self._max_age_s = max_age_s
+        self._heartbeat_s = heartbeat_s
+        self._clock = clock or BootClock()
+        self._rng = rng or random.Random()
+        self._known: Published[_Known | None] = Published(None)
+        self._events: Published[LeaderEvent | None] = Published(None)  # None: it does not follow
+        self._trouble = "no server has said anything since"
+        self._following: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            if self._owns_client:
+                await stack.enter_async_context(self._client)
+            self._following = asyncio.create_task(self._follow(), name=f"leader of {self.election}")
+            stack.push_async_callback(self._end)
+            first = asyncio.create_task(self._known.until(lambda known: known is not None))
+            try:
+                await asyncio.wait({self._following, first}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                first.cancel()
+            if self._following.done():
+                self._following.result()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _end(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait({self._following})
+        self._events.set(None)
+
+    @property
+    def current(self) -> Answer[Leader | None]:
+        """Who leads, None when nobody does, and how old that is; from memory, in any thread, without waiting.
+
+        Raises:
+            ViewStale: it is more than `max_age_s` seconds old, so that it might not be true any more.
+        """
+        known = self._known.value
+        if known is None:
+            raise RuntimeError("the client is not open: use it inside `async with`")
+        return self._answer(known, known.leader)
+
+    def watch(self) -> AsyncGenerator[LeaderEvent]:
+        """Who leads now (ELECTED or VACATED), and then every change, RESET among them; from the moment of the call.
+
+        It goes on through times when no server can be reached, and is silent then: `current` tells. It ends with the
+        client's block.
+
+        Raises:
+            TooSlow: while reading, by a reader that lags too far behind.
+        """
+        return _until_none(self._events.values())
+
+    async def wait_for_leader(self, timeout_s: float | None = None) -> Answer[Leader]:
+        """Waits until somebody leads who has proven it, and that is not too old to be told.
+
+        Raises:
+            NoLeader: it is not so after `timeout_s` seconds; also a TimeoutError.
+        """
+
+        def is_led(known: _Known | None) -> bool:
+            fresh = known is not None and self._age_s(known) <= self._max_age_s
+            return fresh and known is not None and known.leader is not None and known.leader.proven
+
+        try:
+            async with asyncio.timeout(timeout_s):
+                known = await self._known.until(is_led)
+        except TimeoutError:
+            raise NoLeader(f"after {timeout_s:g} s {self._nobody()}") from None
+        assert known is not None
+        assert known.leader is not None
+        return self._answer(known, known.leader)
+
+    async def until(self, holds: Callable[[Leader | None], bool]) -> Leader | None:
+        """Waits until something holds of who leads, as far as is known, and tells who that is then."""
+        await self._known.until(lambda known: known is not None and holds(known.leader))
+        assert self._known.value is not None
+        return self._known.value.leader
+
+    # --- what the servers tell -----------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        backoff = Backoff(0.25, _RETRY_MAX_S, self._rng)
+        while True:
+            try:
+                async with aclosing(self._client.watch_leader(self.election)) as events:
+                    async for event in events:
+                        self._take(event)
+                        backoff.reset()
+            except ElectionError as error:
+                if self._known.value is None:
+                    raise
+                self._trouble = str(error)
+                logger.warning("who leads %s is not known at present: %s", self.election, error)
+                await self._clock.sleep_s(backoff.next_s())
+
+    def _take(self, event: LeaderEvent) -> None:
+        self._known.set(_Known(event.leader, event.source, self._clock.now_s()))
+        self._events.set(event)
+
+    def _nobody(self) -> str:
+        try:
+            leader = self.current.value
+        except ViewStale as error:
+            return str(error)
+        foreign = "" if leader is None else f", but {leader.id} of another program, which proves nothing"
+        return f"nobody leads {self.election!r}{foreign}"
+
+    def _age_s(self, known: _Known) -> float:
+        return known.source.age_s + max(self._clock.now_s() - known.arrived_at_s, 0.0)
+
+    def _answer(self, known: _Known, leader: Led) -> Answer[Led]:
+        age_s = self._age_s(known)
+        if age_s > self._max_age_s:
+            raise ViewStale(
+                f"who leads {self.election!r} was last known {age_s:.1f} s ago (the limit is {self._max_age_s:g} s): "
+                f"{self._trouble}"
+            )
+        return Answer(leader, replace(known.source, age_s=age_s))
+
+
+async def _until_none(values: AsyncGenerator[LeaderEvent | None]) -> AsyncGenerator[LeaderEvent]:
+    """Those before the first None; the first one says what is, not what has changed."""
+    async with aclosing(values):
+        first = await anext(values)
+        if first is None:
+            return
+        yield replace(first, kind=leader_change(None, first.leader))
+        async for value in values:
+            if value is None:
+                return
+            yield value
