@@ -10,7 +10,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 SEEDS ?= 1000
 FROM ?= 1
-.PHONY: help setup run story test simulate drill bench lint proto constraints clean
+.PHONY: help setup run story test simulate drill bench lint proto baseline constraints clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ lint: $(READY) ## style, types, generated code, Dockerfile and manifests
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && cp election/pb/__init__.py election/pb/pool.py "$$fresh" && \
 	  $(BIN)/python proto/generate.py "$$fresh" && diff -r -x __pycache__ "$$fresh" election/pb || \
 	  { echo "error: election/pb is not what proto/ says: run make proto"; exit 1; }
+	@cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code --path election && \
+	  ../$(BIN)/buf breaking --path election --against baseline.binpb || \
+	  { echo "error: the protos are not as proto/buf.yaml wants them, or break what is published"; exit 1; }
 	@$(BIN)/hadolint deploy/Dockerfile
 	@command -v kubectl >/dev/null || { echo "error: kubectl is not on PATH: it builds the manifests"; exit 1; }
 	@kubectl kustomize deploy/kubernetes/base | $(BIN)/kubernetes-validate --strict -
@@ -56,6 +59,9 @@ lint: $(READY) ## style, types, generated code, Dockerfile and manifests
 proto: $(READY) ## write election/pb anew from proto/
 	@rm -rf election/pb/etcd election/pb/election
 	@$(BIN)/python proto/generate.py election/pb
+
+baseline: $(READY) ## take the API as it is now for what later ones must not break
+	@cd proto && ../$(BIN)/buf build --path election --exclude-source-info -o baseline.binpb
 
 constraints: ## write constraints.txt anew, from the newest versions that pyproject.toml allows
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(PYTHON) -m venv "$$fresh" && \

@@ -9,6 +9,7 @@ from election.errors import ConfigError
 from election.messages import source_from, view_message
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import NOT_REAPED, AgentEvent, AgentEventKind, AgentFilter
+from election.resources import agent_name, tombstone_name
 from election.token import Token
 
 _STATES = {
@@ -42,6 +43,7 @@ def agent_message(agent: Agent) -> pb.Agent:
         labels=wire.labels(agent.labels),
         registered_at=wire.timestamp(agent.registered_at),
         state_keys=map(wire.text, agent.state_keys),
+        name=agent_name(agent.id),
     )
 
 
@@ -66,6 +68,7 @@ def tombstone_message(tombstone: Tombstone) -> pb.Tombstone:
         labels=wire.labels(record.labels),
         registered_at=wire.timestamp(record.registered_at),
         left_at=wire.timestamp(record.left_at),
+        name=tombstone_name(tombstone.agent, tombstone.incarnation, tombstone.part),
     )
 
 
@@ -88,10 +91,10 @@ def filter_message(chosen: AgentFilter) -> pb.ListAgentsRequest:
     return pb.ListAgentsRequest(states=[_STATES[state] for state in chosen.states], labels=chosen.labels)
 
 
-def agent_event_message(event: AgentEvent) -> pb.WatchAgentsResponse:
+def agent_event_message(event: AgentEvent, namespace: str = "") -> pb.WatchAgentsResponse:
     """One message of WatchAgents."""
     return pb.WatchAgentsResponse(
-        view=view_message(event.source),
+        view=view_message(event.source, namespace),
         kind=_AGENT_KINDS[event.kind],
         agent=agent_message(event.agent) if event.agent else None,
         tombstone=tombstone_message(event.tombstone) if event.tombstone else None,

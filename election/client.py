@@ -20,7 +20,8 @@ from election.errors import ConfigError, RolledBack
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import NOT_REAPED, AgentEvent, AgentFilter, Answer, LeaderEvent, Source, TokenCheck
 from election.records import Candidate, Election, Leader
-from election.remote import Req, Resp, Servers, Unary, error_of
+from election.remote import Req, Resp, Servers, Unary
+from election.statuses import error_of
 from election.token import Token
 from election.told import ToldAgents, ToldLeader
 
@@ -142,12 +143,8 @@ class Client:
     async def tombstones(self, agent: str | None = None) -> Answer[tuple[Tombstone, ...]]:
         """The tombstones of one agent or of all, the oldest reap first; the server asks etcd."""
         request = _request(pb.ListTombstonesRequest, agent=_named(agent))
-        try:
-            pages = await self._servers.ask_for_all(lambda server: server.agents.ListTombstones, request)
-        except grpc.aio.AioRpcError as error:
-            raise error_of(error) from None
-        found = (agent_messages.tombstone_from(each) for page in pages for each in page.tombstones)
-        return Answer(tuple(found), messages.source_from(pages[0].view))
+        answer = await self._answer(lambda server: server.agents.ListTombstones, request)
+        return Answer(tuple(map(agent_messages.tombstone_from, answer.tombstones)), messages.source_from(answer.view))
 
     async def breaker(self) -> Answer[Breaker]:
         """Whether collectors may reap at present; the server asks etcd."""

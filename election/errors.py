@@ -16,6 +16,14 @@ class ConfigError(ElectionError):
     """A setting, a name or a file that cannot be used; raised before anything was sent."""
 
 
+class BadField(ConfigError):
+    """A field of a request that cannot be used; `field` is its name."""
+
+    def __init__(self, message: str, *, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 class RecordTooLarge(ConfigError):
     """A record or value over the limit of its kind; nothing was written."""
 

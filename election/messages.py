@@ -1,28 +1,14 @@
-"""The one place where elections become messages of `election.v1` and back, and errors gRPC statuses."""
+"""The one place where elections become messages of `election.v1` and back."""
 
 from __future__ import annotations
 
 from google.protobuf.duration_pb2 import Duration
-from grpc import StatusCode
 
 from election import wire
-from election.errors import (
-    AccessDenied,
-    AgentExists,
-    AgentLost,
-    ConfigError,
-    Deposed,
-    ElectionError,
-    EtcdUnavailable,
-    NoSpace,
-    NotLeader,
-    RolledBack,
-    ViewStale,
-)
 from election.pb.election.v1 import election_pb2 as pb
-from election.published import TooSlow
 from election.reader import LeaderEvent, LeaderEventKind, Source
 from election.records import Candidate, Election, Leader
+from election.resources import candidate_name, election_name, leader_name
 from election.token import Token
 
 VIEW_METADATA = "election-view-bin"
@@ -36,37 +22,16 @@ _LEADER_KINDS = {
     LeaderEventKind.UPDATED: pb.WatchLeaderResponse.KIND_UPDATED,
     LeaderEventKind.VACATED: pb.WatchLeaderResponse.KIND_VACATED,
 }
-# The first that fits is taken.
-_CODES: tuple[tuple[type[ElectionError], StatusCode], ...] = (
-    (ConfigError, StatusCode.INVALID_ARGUMENT),
-    (ViewStale, StatusCode.UNAVAILABLE),
-    (EtcdUnavailable, StatusCode.UNAVAILABLE),
-    (TooSlow, StatusCode.RESOURCE_EXHAUSTED),
-    (RolledBack, StatusCode.OUT_OF_RANGE),
-    (AccessDenied, StatusCode.PERMISSION_DENIED),
-    (AgentExists, StatusCode.ALREADY_EXISTS),
-    (AgentLost, StatusCode.FAILED_PRECONDITION),
-    (Deposed, StatusCode.FAILED_PRECONDITION),
-    (NotLeader, StatusCode.FAILED_PRECONDITION),
-    (NoSpace, StatusCode.FAILED_PRECONDITION),
-)
-_ERRORS: dict[StatusCode, type[ElectionError]] = {
-    StatusCode.INVALID_ARGUMENT: ConfigError,
-    StatusCode.UNAVAILABLE: ViewStale,
-    StatusCode.RESOURCE_EXHAUSTED: TooSlow,
-    StatusCode.OUT_OF_RANGE: RolledBack,
-    StatusCode.ALREADY_EXISTS: AgentExists,
-}
 
 # --- records to messages -------------------------------------------------------------------------------------
 
 
-def view_message(source: Source) -> pb.View:
+def view_message(source: Source, namespace: str = "") -> pb.View:
     """Where an answer comes from."""
     age_s = min(max(source.age_s, 0.0), _LONGEST_S)
     age = Duration()
     age.FromNanoseconds(round(age_s * 1e9))
-    return pb.View(cluster_id=source.cluster_id, revision=source.revision, age=age)
+    return pb.View(cluster_id=source.cluster_id, revision=source.revision, age=age, namespace=namespace)
 
 
 def leader_message(leader: Leader) -> pb.Leader:
@@ -82,6 +47,7 @@ def leader_message(leader: Leader) -> pb.Leader:
         labels=wire.labels(leader.labels),
         priority=wire.number(leader.priority, 32),
         proven=leader.proven,
+        name=leader_name(leader.election),
     )
 
 
@@ -99,19 +65,24 @@ def candidate_message(candidate: Candidate) -> pb.Candidate:
         elected_at=wire.timestamp(candidate.elected_at),
         foreign=candidate.foreign,
         token=int(candidate.token) if candidate.token else 0,
+        name=candidate_name(candidate.election, candidate.lease),
     )
 
 
-def election_message(election: Election) -> pb.ListElectionsResponse.Election:
+def election_message(election: Election) -> pb.Election:
     """An election with its leader, if there is one."""
     leader = leader_message(election.leader) if election.leader else None
-    return pb.ListElectionsResponse.Election(name=election.name, candidates=election.candidates, leader=leader)
+    return pb.Election(
+        name=election_name(election.name), id=election.name, candidates=election.candidates, leader=leader
+    )
 
 
-def leader_event_message(event: LeaderEvent) -> pb.WatchLeaderResponse:
+def leader_event_message(event: LeaderEvent, namespace: str = "") -> pb.WatchLeaderResponse:
     """One message of WatchLeader."""
     leader = leader_message(event.leader) if event.leader else None
-    return pb.WatchLeaderResponse(view=view_message(event.source), kind=_LEADER_KINDS[event.kind], leader=leader)
+    return pb.WatchLeaderResponse(
+        view=view_message(event.source, namespace), kind=_LEADER_KINDS[event.kind], leader=leader
+    )
 
 
 # --- messages to records -------------------------------------------------------------------------------------
@@ -155,37 +126,13 @@ def candidate_from(message: pb.Candidate) -> Candidate:
     )
 
 
-def election_from(message: pb.ListElectionsResponse.Election) -> Election:
+def election_from(message: pb.Election) -> Election:
     """An election with its leader, if there is one."""
     leader = leader_from(message.leader) if message.HasField("leader") else None
-    return Election(message.name, message.candidates, leader)
+    return Election(message.id, message.candidates, leader)
 
 
 def leader_event_from(message: pb.WatchLeaderResponse) -> LeaderEvent:
     """One message of WatchLeader; raises ElectionError for a kind that this version does not know."""
     leader = leader_from(message.leader) if message.HasField("leader") else None
     return LeaderEvent(wire.known(_LEADER_KINDS, message.kind, "leader event"), leader, source_from(message.view))
-
-
-# --- errors --------------------------------------------------------------------------------------------------
-
-
-def status_of(error: ElectionError) -> tuple[StatusCode, str]:
-    """The status that tells a caller of an error, with its text in one line.
-
-    An error without a status of its own is INTERNAL with its text: it was raised on purpose, and says what is wrong.
-    """
-    code = next((code for kind, code in _CODES if isinstance(error, kind)), StatusCode.INTERNAL)
-    return code, " ".join(str(error).split())
-
-
-def error_from(code: StatusCode, text: str) -> ElectionError:
-    """The error that a status stands for.
-
-    A status that stands for several errors gives the one that calls of `Reader` raise; one that stands for none
-    gives ElectionError with the status in its text.
-    """
-    if code in (StatusCode.PERMISSION_DENIED, StatusCode.UNAUTHENTICATED):
-        return AccessDenied(text)
-    kind = _ERRORS.get(code)
-    return ElectionError(f"the server answered {code.name}: {text}") if kind is None else kind(text)

@@ -12,7 +12,6 @@ from typing import Self, TypeVar, cast
 import grpc
 import grpc.aio
 
-from election import messages
 from election.backoff import Backoff
 from election.channels import Channels, Line
 from election.clock import BootClock, Clock
@@ -20,6 +19,7 @@ from election.config import TlsConfig
 from election.errors import ElectionError
 from election.pb.election.v1 import election_pb2_grpc as services
 from election.reader import MAX_AGE_S
+from election.statuses import error_of
 
 Req = TypeVar("Req")
 Resp = TypeVar("Resp")
@@ -119,29 +119,6 @@ class Servers:
 
         return await self._try(attempt)
 
-    async def ask_for_all(self, method: Streaming[Req, Resp], request: Req) -> list[Resp]:
-        """One question and an answer of several messages; raises as `ask` does.
-
-        The bound is for the time between two messages: what is long may take long.
-        """
-
-        async def attempt(server: Server, left_s: float) -> list[Resp]:
-            call = method(server)(request)
-            server.line.carry(call)
-            found: list[Resp] = []
-            try:
-                while True:
-                    async with asyncio.timeout(max(min(left_s, self._attempt_timeout_s), 0.001)):
-                        message = await call.read()
-                    if message is grpc.aio.EOF:
-                        return found
-                    found.append(cast("Resp", message))
-                    left_s = self._call_timeout_s
-            finally:
-                call.cancel()
-
-        return await self._try(attempt)
-
     async def _try(self, attempt: Callable[[Server, float], Awaitable[Resp]]) -> Resp:
         give_up_at_s = self._clock.now_s() + self._call_timeout_s
         backoff = self._backoff()
@@ -228,8 +205,3 @@ class Servers:
         line = line if len(line) <= 200 else line[:197] + "..."
         others = f", and neither can the other {len(self.addresses) - 1}" if len(self.addresses) > 1 else ""
         return ServerUnavailable(f"the server at {self.addresses[number]} cannot answer{others}: {line}")
-
-
-def error_of(error: grpc.aio.AioRpcError) -> ElectionError:
-    """The error that the status of a call stands for."""
-    return messages.error_from(error.code(), error.details() or "")

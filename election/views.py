@@ -80,6 +80,11 @@ class View:
             if not self._following.cancelled():
                 self._following.result()
 
+    @property
+    def namespace(self) -> str:
+        """The namespace that it reads."""
+        return self._keyspace.namespace
+
     # --- questions -------------------------------------------------------------------------------------------
 
     def source(self) -> Source:

@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any, Protocol
-
-import grpc
-import grpc.aio
+from typing import Any
 
 from election.agent_messages import (
     agent_event_message,
@@ -18,44 +15,38 @@ from election.agent_messages import (
     filter_from,
     tombstone_message,
 )
-from election.agent_records import Tombstone
+from election.errors import AgentUnknown
 from election.messages import VIEW_METADATA, view_message
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
-from election.reader import Answer, Reader
-
-Context = grpc.aio.ServicerContext[Any, Any]
-
-
-class PagedReader(Reader, Protocol):
-    """A Reader that can tell all tombstones without having all of them in memory, as `View` does."""
-
-    def tombstone_pages(self, agent: str | None = None) -> AsyncGenerator[Answer[tuple[Tombstone, ...]]]:
-        """The tombstones that are kept, some at a time, all with the same source; one page or more."""
-        ...
+from election.resources import agent_id
+from election.server.calls import Context
+from election.server.served import ServedReader
+from election.statuses import status_of
 
 
 class AgentsServicer(services.AgentsServicer):
     """Answers from a Reader. Its methods raise ElectionError kinds; the server makes statuses of them."""
 
-    def __init__(self, reader: PagedReader) -> None:
+    def __init__(self, reader: ServedReader) -> None:
         self._reader = reader
+        self._namespace = reader.namespace
 
     async def ListAgents(self, request: pb.ListAgentsRequest, context: Context) -> pb.ListAgentsResponse:
         """Lists the agents that fit."""
         answer = await self._reader.agents(filter_from(request))
-        return pb.ListAgentsResponse(view=view_message(answer.source), agents=map(agent_message, answer.value))
+        return pb.ListAgentsResponse(
+            view=view_message(answer.source, self._namespace), agents=map(agent_message, answer.value)
+        )
 
     async def GetAgent(self, request: pb.GetAgentRequest, context: Context) -> pb.GetAgentResponse:
         """Gets one agent with its state; NOT_FOUND carries the view in its trailing metadata."""
-        answer = await self._reader.agent(request.id)
-        view = view_message(answer.source)
+        name = agent_id(request.id)
+        answer = await self._reader.agent(name)
+        view = view_message(answer.source, self._namespace)
         if answer.value is None:
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND,
-                f"agent {request.id!r} is not known",
-                ((VIEW_METADATA, view.SerializeToString()),),
-            )
+            code, text, metadata = status_of(AgentUnknown(f"agent {name!r} is not known"))
+            await context.abort(code, text, (*metadata, (VIEW_METADATA, view.SerializeToString())))
         agent, state = answer.value
         return pb.GetAgentResponse(view=view, agent=agent_message(agent), state=map(entry_message, state))
 
@@ -66,19 +57,37 @@ class AgentsServicer(services.AgentsServicer):
         after = request.after_revision if request.HasField("after_revision") else None
         async with aclosing(self._reader.watch_agents(after=after)) as events:
             async for event in events:
-                yield agent_event_message(event)
+                yield agent_event_message(event, self._namespace)
 
-    async def ListTombstones(
-        self, request: pb.ListTombstonesRequest, context: Context
-    ) -> AsyncGenerator[pb.ListTombstonesResponse]:
-        """Lists the tombstones, as many in a message as the reader has in a page."""
-        async with aclosing(self._reader.tombstone_pages(request.agent or None)) as pages:
+    async def ListTombstones(self, request: pb.ListTombstonesRequest, context: Context) -> pb.ListTombstonesResponse:
+        """Lists the tombstones, the oldest reap first."""
+        found = pb.ListTombstonesResponse()
+        agent = agent_id(request.agent, field="agent") if request.agent else None
+        async with aclosing(self._reader.tombstone_pages(agent)) as pages:
             async for page in pages:
-                yield pb.ListTombstonesResponse(
-                    view=view_message(page.source), tombstones=map(tombstone_message, page.value)
-                )
+                found.view.CopyFrom(view_message(page.source, self._namespace))
+                found.tombstones.extend(map(tombstone_message, page.value))
+        return found
 
     async def GetBreaker(self, request: pb.GetBreakerRequest, context: Context) -> pb.GetBreakerResponse:
         """Tells whether collectors may reap."""
         answer = await self._reader.breaker()
-        return pb.GetBreakerResponse(view=view_message(answer.source), breaker=breaker_message(answer.value))
+        return pb.GetBreakerResponse(
+            view=view_message(answer.source, self._namespace), breaker=breaker_message(answer.value)
+        )
+
+    def Session(self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context) -> AsyncGenerator[Any]:
+        """Is an agent."""
+        raise NotImplementedError
+
+    async def DrainAgent(self, request: pb.DrainAgentRequest, context: Context) -> pb.DrainAgentResponse:
+        """Marks an agent, or removes the mark."""
+        raise NotImplementedError
+
+    async def ReapAgent(self, request: pb.ReapAgentRequest, context: Context) -> pb.ReapAgentResponse:
+        """Has a dead agent collected."""
+        raise NotImplementedError
+
+    async def RestoreAgent(self, request: pb.RestoreAgentRequest, context: Context) -> pb.RestoreAgentResponse:
+        """Puts back what was collected."""
+        raise NotImplementedError

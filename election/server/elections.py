@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
-
-import grpc.aio
 
 from election.messages import (
     candidate_message,
@@ -18,50 +16,59 @@ from election.messages import (
 )
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
-from election.reader import Reader
 from election.records import Leader
+from election.resources import election_id
+from election.server.calls import Context
+from election.server.served import ServedReader
 from election.token import Token
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ElectionsServicer(services.ElectionsServicer):
     """Answers from a Reader. Its methods raise ElectionError kinds; the server makes statuses of them."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: ServedReader) -> None:
         self._reader = reader
+        self._namespace = reader.namespace
 
     async def GetLeader(self, request: pb.GetLeaderRequest, context: Context) -> pb.GetLeaderResponse:
         """Tells who leads."""
-        answer = await self._reader.leader(request.election)
-        return pb.GetLeaderResponse(view=view_message(answer.source), leader=_leader(answer.value))
+        answer = await self._reader.leader(election_id(request.election))
+        return pb.GetLeaderResponse(view=view_message(answer.source, self._namespace), leader=_leader(answer.value))
 
     async def WatchLeader(
         self, request: pb.WatchLeaderRequest, context: Context
     ) -> AsyncGenerator[pb.WatchLeaderResponse]:
         """Tells who leads now, and every change."""
-        async with aclosing(self._reader.watch_leader(request.election)) as events:
+        async with aclosing(self._reader.watch_leader(election_id(request.election))) as events:
             async for event in events:
-                yield leader_event_message(event)
+                yield leader_event_message(event, self._namespace)
 
     async def ListElections(self, request: pb.ListElectionsRequest, context: Context) -> pb.ListElectionsResponse:
         """Lists the elections."""
         answer = await self._reader.elections()
-        return pb.ListElectionsResponse(view=view_message(answer.source), elections=map(election_message, answer.value))
+        return pb.ListElectionsResponse(
+            view=view_message(answer.source, self._namespace), elections=map(election_message, answer.value)
+        )
 
     async def ListCandidates(self, request: pb.ListCandidatesRequest, context: Context) -> pb.ListCandidatesResponse:
         """Lists the candidates of one election."""
-        answer = await self._reader.candidates(request.election)
+        answer = await self._reader.candidates(election_id(request.election))
         return pb.ListCandidatesResponse(
-            view=view_message(answer.source), candidates=map(candidate_message, answer.value)
+            view=view_message(answer.source, self._namespace), candidates=map(candidate_message, answer.value)
         )
 
     async def CheckToken(self, request: pb.CheckTokenRequest, context: Context) -> pb.CheckTokenResponse:
         """Compares a token with that of the present leader."""
-        answer = await self._reader.check_token(request.election, Token.of_int(request.token))
+        answer = await self._reader.check_token(election_id(request.election), Token.of_int(request.token))
         return pb.CheckTokenResponse(
-            view=view_message(answer.source), current=answer.value.current, leader=_leader(answer.value.leader)
+            view=view_message(answer.source, self._namespace),
+            current=answer.value.current,
+            leader=_leader(answer.value.leader),
         )
+
+    def Campaign(self, request_iterator: AsyncIterator[pb.CampaignRequest], context: Context) -> AsyncGenerator[Any]:
+        """Stands on the caller's behalf."""
+        raise NotImplementedError
 
 
 def _leader(leader: Leader | None) -> pb.Leader | None:

@@ -7,7 +7,7 @@ import socket
 import ssl
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import grpc
 import grpc.aio
@@ -16,14 +16,15 @@ from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from election.config import is_loopback
 from election.errors import ConfigError, ElectionError
-from election.messages import status_of
+from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
-from election.reader import Source
-from election.server.agents import AgentsServicer, PagedReader
+from election.server.agents import AgentsServicer
 from election.server.calls import Calls
 from election.server.elections import ElectionsServicer
 from election.server.health import Health
 from election.server.names import SERVICES
+from election.server.served import ServedReader
+from election.statuses import status_of
 
 GRACE_S = 5.0
 """How long calls may go on after the server was told to end; streams are ended at once."""
@@ -45,14 +46,6 @@ _OPTIONS = (
 )
 
 
-class FreshReader(PagedReader, Protocol):
-    """A Reader that can say how fresh it is, as `View` does."""
-
-    def source(self) -> Source:
-        """How fresh it is; raises ViewStale when that is too old to answer from."""
-        ...
-
-
 class GrpcServer:
     """Serves a Reader inside its `async with` block, on one port, with health and reflection.
 
@@ -70,7 +63,7 @@ class GrpcServer:
 
     def __init__(
         self,
-        reader: FreshReader,
+        reader: ServedReader,
         host: str = "127.0.0.1",
         port: int = 50051,
         cert: Path | None = None,
@@ -104,9 +97,11 @@ class GrpcServer:
         return f"{self._host}:{self._port}"
 
     async def __aenter__(self) -> Self:
-        server = grpc.aio.server(interceptors=[self._calls], options=_OPTIONS)
-        services.add_ElectionsServicer_to_server(ElectionsServicer(self._reader), server)
-        services.add_AgentsServicer_to_server(AgentsServicer(self._reader), server)
+        server = grpc.aio.server(options=_OPTIONS)
+        elections, agents = ElectionsServicer(self._reader), AgentsServicer(self._reader)
+        described = pb.DESCRIPTOR.services_by_name
+        services.add_ElectionsServicer_to_server(self._calls.guarded(elections, described["Elections"]), server)
+        services.add_AgentsServicer_to_server(self._calls.guarded(agents, described["Agents"]), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, _HEALTH, reflection.SERVICE_NAME), server)
         try:
@@ -126,7 +121,7 @@ class GrpcServer:
             self._watching.cancel()
             await asyncio.wait({self._watching})
         self._health.close()
-        self._calls.close("the server is shutting down")
+        self._calls.close()
         if self._server is not None:
             await self._server.stop(GRACE_S)
 
@@ -145,7 +140,7 @@ class GrpcServer:
                 self._reader.source()
             except ElectionError as error:
                 self._health.set_fresh(False)
-                self._calls.end_streams(status_of(error)[1])
+                self._calls.end_streams(status_of(error))
             else:
                 self._health.set_fresh(True)
             await asyncio.sleep(_CHECK_S)

@@ -617,6 +617,7 @@ class ScriptedReader:
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     watches: int = 0
     afters: list[int | None] = field(default_factory=list)
+    namespace: str = "scripted"
 
     def source(self) -> Source:
         return Source(1, 2, 0.0)

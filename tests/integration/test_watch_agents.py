@@ -367,10 +367,13 @@ async def test_two_thousand_tombstones_come_in_messages_that_every_client_takes(
         assert [tombstone.agent for tombstone in found] == names
         assert all(tombstone.collected == (entry(value),) for tombstone in found)
         async with grpc.aio.insecure_channel(server.address) as channel:
-            sizes = []
-            async for message in services.AgentsStub(channel).ListTombstones(pb.ListTombstonesRequest()):
+            sizes: list[int] = []
+            token = ""
+            while token or not sizes:
+                asked = pb.ListTombstonesRequest(page_token=token)
+                message = await services.AgentsStub(channel).ListTombstones(asked)
+                token = message.next_page_token
                 sizes.append(message.ByteSize())
-                assert message.view.revision == (await client.tombstones("w0000")).source.revision
         assert sum(sizes) > 8_000_000
         assert max(sizes) < 2 * 1024 * 1024
 

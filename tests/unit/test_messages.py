@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from grpc import StatusCode
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,24 +15,11 @@ from election import agent_messages, messages
 from election.agent_records import Agent, AgentRecord, AgentState, StateEntry, Tombstone
 from election.breaker import Breaker, BreakerReason
 from election.errors import (
-    AccessDenied,
-    AgentExists,
-    AgentLost,
     ConfigError,
-    Deposed,
     ElectionError,
-    EtcdError,
-    EtcdUnavailable,
-    LossReason,
-    NoSpace,
-    NotLeader,
-    RecordTooLarge,
-    RolledBack,
-    ViewStale,
 )
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.etcd.kv_pb2 import KeyValue
-from election.published import TooSlow
 from election.reader import AgentEvent, AgentEventKind, AgentFilter, LeaderEvent, LeaderEventKind, Source
 from election.records import Candidate, Election, Leader, leader_of
 from election.token import LARGEST_EPOCH, LARGEST_REVISION, Token
@@ -288,58 +274,3 @@ def test_a_kind_from_a_newer_server_is_an_error_of_ours(read: Any) -> None:
     """It is not taken for another kind."""
     with pytest.raises(ElectionError, match="which this version does not know"):
         read()
-
-
-STATUSES = [
-    (ConfigError("x"), StatusCode.INVALID_ARGUMENT),
-    (RecordTooLarge("x"), StatusCode.INVALID_ARGUMENT),
-    (ViewStale("x"), StatusCode.UNAVAILABLE),
-    (EtcdUnavailable("x"), StatusCode.UNAVAILABLE),
-    (TooSlow("x"), StatusCode.RESOURCE_EXHAUSTED),
-    (AccessDenied("x"), StatusCode.PERMISSION_DENIED),
-    (AgentExists("x"), StatusCode.ALREADY_EXISTS),
-    (AgentLost("x"), StatusCode.FAILED_PRECONDITION),
-    (Deposed("x"), StatusCode.FAILED_PRECONDITION),
-    (NotLeader("x", reason=LossReason.EXPIRED), StatusCode.FAILED_PRECONDITION),
-    (NoSpace("x"), StatusCode.FAILED_PRECONDITION),
-    (RolledBack("x"), StatusCode.OUT_OF_RANGE),
-    (EtcdError("x"), StatusCode.INTERNAL),
-    (ElectionError("x"), StatusCode.INTERNAL),
-]
-
-
-@pytest.mark.parametrize(("error", "code"), STATUSES, ids=lambda value: getattr(value, "name", type(value).__name__))
-def test_every_error_has_its_status(error: ElectionError, code: StatusCode) -> None:
-    """With its text."""
-    assert messages.status_of(error) == (code, "x")
-
-
-def test_a_status_text_is_one_line() -> None:
-    """Logs and terminals show it as it is."""
-    assert messages.status_of(ConfigError("a\n  b\tc"))[1] == "a b c"
-
-
-@pytest.mark.parametrize(
-    ("code", "kind"),
-    [
-        (StatusCode.INVALID_ARGUMENT, ConfigError),
-        (StatusCode.UNAVAILABLE, ViewStale),
-        (StatusCode.RESOURCE_EXHAUSTED, TooSlow),
-        (StatusCode.OUT_OF_RANGE, RolledBack),
-        (StatusCode.PERMISSION_DENIED, AccessDenied),
-        (StatusCode.UNAUTHENTICATED, AccessDenied),
-        (StatusCode.ALREADY_EXISTS, AgentExists),
-    ],
-)
-def test_a_status_becomes_the_error_that_it_was(code: StatusCode, kind: type[ElectionError]) -> None:
-    """With the text as it was."""
-    error = messages.error_from(code, "the text")
-    assert type(error) is kind
-    assert str(error) == "the text"
-
-
-def test_a_status_that_stands_for_no_error_names_itself() -> None:
-    """A call that the server does not know, for example."""
-    error = messages.error_from(StatusCode.UNIMPLEMENTED, "Method not found!")
-    assert type(error) is ElectionError
-    assert str(error) == "the server answered UNIMPLEMENTED: Method not found!"

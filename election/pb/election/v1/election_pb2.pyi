@@ -5,10 +5,17 @@ Who leads, and which agents are there: the public API of `election serve`.
 
 Every answer says which revision of etcd it was read at and how old the server's view is. A server whose
 view is too old answers UNAVAILABLE instead of telling something that may no longer be true.
+
+A server serves one namespace. Requests name what they are about by its resource name, such as `elections/scheduler`
+or `agents/worker-7`, or by the id alone, such as `scheduler`. Answers have both.
+
+Every status that is not OK carries a google.rpc.ErrorInfo of the domain `election.v1`, whose reason is a value of
+ErrorReason without its prefix.
 """
 
 import builtins
 import collections.abc
+import election.pb.election.v1.error_reason_pb2
 import google.protobuf.descriptor
 import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
@@ -25,6 +32,34 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _LossReason:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _LossReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_LossReason.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    LOSS_REASON_UNSPECIFIED: _LossReason.ValueType  # 0
+    LOSS_REASON_EXPIRED: _LossReason.ValueType  # 1
+    LOSS_REASON_KEY_DELETED: _LossReason.ValueType  # 2
+    LOSS_REASON_RESIGNED: _LossReason.ValueType  # 3
+    LOSS_REASON_STEPPED_DOWN: _LossReason.ValueType  # 4
+    LOSS_REASON_TRANSFERRED: _LossReason.ValueType  # 5
+    LOSS_REASON_WORK_FAILED: _LossReason.ValueType  # 6
+    LOSS_REASON_CLOSED: _LossReason.ValueType  # 7
+
+class LossReason(_LossReason, metaclass=_LossReasonEnumTypeWrapper):
+    """Why a term ended."""
+
+LOSS_REASON_UNSPECIFIED: LossReason.ValueType  # 0
+LOSS_REASON_EXPIRED: LossReason.ValueType  # 1
+LOSS_REASON_KEY_DELETED: LossReason.ValueType  # 2
+LOSS_REASON_RESIGNED: LossReason.ValueType  # 3
+LOSS_REASON_STEPPED_DOWN: LossReason.ValueType  # 4
+LOSS_REASON_TRANSFERRED: LossReason.ValueType  # 5
+LOSS_REASON_WORK_FAILED: LossReason.ValueType  # 6
+LOSS_REASON_CLOSED: LossReason.ValueType  # 7
+Global___LossReason: typing_extensions.TypeAlias = LossReason
+
 @typing.final
 class View(google.protobuf.message.Message):
     """Where an answer comes from."""
@@ -34,10 +69,13 @@ class View(google.protobuf.message.Message):
     CLUSTER_ID_FIELD_NUMBER: builtins.int
     REVISION_FIELD_NUMBER: builtins.int
     AGE_FIELD_NUMBER: builtins.int
+    NAMESPACE_FIELD_NUMBER: builtins.int
     cluster_id: builtins.int
     """etcd's cluster id."""
     revision: builtins.int
     """The revision of etcd up to which the answer is complete."""
+    namespace: builtins.str
+    """The namespace that the server serves."""
     @property
     def age(self) -> google.protobuf.duration_pb2.Duration:
         """How long ago the server last heard from etcd that it misses nothing; zero when it asked etcd for this."""
@@ -48,9 +86,10 @@ class View(google.protobuf.message.Message):
         cluster_id: builtins.int = ...,
         revision: builtins.int = ...,
         age: google.protobuf.duration_pb2.Duration | None = ...,
+        namespace: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["age", b"age"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["age", b"age", "cluster_id", b"cluster_id", "revision", b"revision"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["age", b"age", "cluster_id", b"cluster_id", "namespace", b"namespace", "revision", b"revision"]) -> None: ...
 
 Global___View: typing_extensions.TypeAlias = View
 
@@ -87,6 +126,7 @@ class Candidate(google.protobuf.message.Message):
     ELECTED_AT_FIELD_NUMBER: builtins.int
     FOREIGN_FIELD_NUMBER: builtins.int
     TOKEN_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
     election: builtins.str
     id: builtins.str
     """The candidate's own name; for a candidate of another program, its value as text."""
@@ -105,6 +145,8 @@ class Candidate(google.protobuf.message.Message):
     """
     token: builtins.int
     """The fencing token of its term, as in Leader; 0 while the candidate waits."""
+    name: builtins.str
+    """elections/ELECTION/candidates/LEASE, with the lease in hexadecimal digits."""
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     @property
@@ -125,9 +167,10 @@ class Candidate(google.protobuf.message.Message):
         elected_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         foreign: builtins.bool = ...,
         token: builtins.int = ...,
+        name: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["elected_at", b"elected_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "create_revision", b"create_revision", "elected_at", b"elected_at", "election", b"election", "foreign", b"foreign", "id", b"id", "key", b"key", "labels", b"labels", "lease", b"lease", "priority", b"priority", "token", b"token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "create_revision", b"create_revision", "elected_at", b"elected_at", "election", b"election", "foreign", b"foreign", "id", b"id", "key", b"key", "labels", b"labels", "lease", b"lease", "name", b"name", "priority", b"priority", "token", b"token"]) -> None: ...
 
 Global___Candidate: typing_extensions.TypeAlias = Candidate
 
@@ -163,6 +206,7 @@ class Leader(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
     PROVEN_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
     election: builtins.str
     id: builtins.str
     address: builtins.str
@@ -177,6 +221,8 @@ class Leader(google.protobuf.message.Message):
     """True when the leader has shown, by a write through etcd's log, that it held its key. False only for a
     leader of another program.
     """
+    name: builtins.str
+    """elections/ELECTION/leader"""
     @property
     def elected_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -194,24 +240,61 @@ class Leader(google.protobuf.message.Message):
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         priority: builtins.int = ...,
         proven: builtins.bool = ...,
+        name: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["elected_at", b"elected_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "elected_at", b"elected_at", "election", b"election", "id", b"id", "key", b"key", "labels", b"labels", "lease", b"lease", "priority", b"priority", "proven", b"proven", "token", b"token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "elected_at", b"elected_at", "election", b"election", "id", b"id", "key", b"key", "labels", b"labels", "lease", b"lease", "name", b"name", "priority", b"priority", "proven", b"proven", "token", b"token"]) -> None: ...
 
 Global___Leader: typing_extensions.TypeAlias = Leader
+
+@typing.final
+class Election(google.protobuf.message.Message):
+    """Something that one of several candidates leads."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    ID_FIELD_NUMBER: builtins.int
+    CANDIDATES_FIELD_NUMBER: builtins.int
+    LEADER_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """elections/ELECTION"""
+    id: builtins.str
+    candidates: builtins.int
+    """How many candidates stand for it, the leader among them."""
+    @property
+    def leader(self) -> Global___Leader:
+        """Absent when nobody leads."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        id: builtins.str = ...,
+        candidates: builtins.int = ...,
+        leader: Global___Leader | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["leader", b"leader"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["candidates", b"candidates", "id", b"id", "leader", b"leader", "name", b"name"]) -> None: ...
+
+Global___Election: typing_extensions.TypeAlias = Election
 
 @typing.final
 class GetLeaderRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ELECTION_FIELD_NUMBER: builtins.int
+    LINEARIZABLE_FIELD_NUMBER: builtins.int
     election: builtins.str
+    linearizable: builtins.bool
+    """Asks etcd for what the answer has to be complete up to, instead of answering from memory alone."""
     def __init__(
         self,
         *,
         election: builtins.str = ...,
+        linearizable: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["election", b"election"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["election", b"election", "linearizable", b"linearizable"]) -> None: ...
 
 Global___GetLeaderRequest: typing_extensions.TypeAlias = GetLeaderRequest
 
@@ -243,13 +326,25 @@ class WatchLeaderRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ELECTION_FIELD_NUMBER: builtins.int
+    AFTER_REVISION_FIELD_NUMBER: builtins.int
+    HEARTBEAT_FIELD_NUMBER: builtins.int
     election: builtins.str
+    after_revision: builtins.int
+    """The revision of the last message that the caller has seen. Absent: it begins with who leads now."""
+    @property
+    def heartbeat(self) -> google.protobuf.duration_pb2.Duration:
+        """How often a HEARTBEAT is sent while nothing happens, 1 s to 5 min; never where it is absent."""
+
     def __init__(
         self,
         *,
         election: builtins.str = ...,
+        after_revision: builtins.int | None = ...,
+        heartbeat: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["election", b"election"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_after_revision", b"_after_revision", "after_revision", b"after_revision", "heartbeat", b"heartbeat"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_after_revision", b"_after_revision", "after_revision", b"after_revision", "election", b"election", "heartbeat", b"heartbeat"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_after_revision", b"_after_revision"]) -> typing.Literal["after_revision"] | None: ...
 
 Global___WatchLeaderRequest: typing_extensions.TypeAlias = WatchLeaderRequest
 
@@ -270,6 +365,12 @@ class WatchLeaderResponse(google.protobuf.message.Message):
         """The same term; something in the leader's record changed."""
         KIND_VACATED: WatchLeaderResponse._Kind.ValueType  # 3
         """Nobody leads."""
+        KIND_RESET: WatchLeaderResponse._Kind.ValueType  # 4
+        """Who leads now, if anybody does; what happened since the last message, or since the revision that the caller
+        named, is not known: terms may have been missed.
+        """
+        KIND_HEARTBEAT: WatchLeaderResponse._Kind.ValueType  # 5
+        """Nothing has happened; `leader` is absent."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: WatchLeaderResponse.Kind.ValueType  # 0
@@ -279,6 +380,12 @@ class WatchLeaderResponse(google.protobuf.message.Message):
     """The same term; something in the leader's record changed."""
     KIND_VACATED: WatchLeaderResponse.Kind.ValueType  # 3
     """Nobody leads."""
+    KIND_RESET: WatchLeaderResponse.Kind.ValueType  # 4
+    """Who leads now, if anybody does; what happened since the last message, or since the revision that the caller
+    named, is not known: terms may have been missed.
+    """
+    KIND_HEARTBEAT: WatchLeaderResponse.Kind.ValueType  # 5
+    """Nothing has happened; `leader` is absent."""
 
     VIEW_FIELD_NUMBER: builtins.int
     KIND_FIELD_NUMBER: builtins.int
@@ -288,7 +395,7 @@ class WatchLeaderResponse(google.protobuf.message.Message):
     def view(self) -> Global___View: ...
     @property
     def leader(self) -> Global___Leader:
-        """Absent with VACATED."""
+        """Absent with VACATED and HEARTBEAT, and with RESET when nobody leads."""
 
     def __init__(
         self,
@@ -306,9 +413,23 @@ Global___WatchLeaderResponse: typing_extensions.TypeAlias = WatchLeaderResponse
 class ListElectionsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    LINEARIZABLE_FIELD_NUMBER: builtins.int
+    page_size: builtins.int
+    """How many to answer at most; the server's own number where it is 0."""
+    page_token: builtins.str
+    """Where to go on: the next_page_token of the answer before."""
+    linearizable: builtins.bool
+    """Asks etcd for what the answer has to be complete up to, instead of answering from memory alone."""
     def __init__(
         self,
+        *,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+        linearizable: builtins.bool = ...,
     ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["linearizable", b"linearizable", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
 
 Global___ListElectionsRequest: typing_extensions.TypeAlias = ListElectionsRequest
 
@@ -316,43 +437,26 @@ Global___ListElectionsRequest: typing_extensions.TypeAlias = ListElectionsReques
 class ListElectionsResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    @typing.final
-    class Election(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-        NAME_FIELD_NUMBER: builtins.int
-        CANDIDATES_FIELD_NUMBER: builtins.int
-        LEADER_FIELD_NUMBER: builtins.int
-        name: builtins.str
-        candidates: builtins.int
-        @property
-        def leader(self) -> Global___Leader:
-            """Absent when nobody leads."""
-
-        def __init__(
-            self,
-            *,
-            name: builtins.str = ...,
-            candidates: builtins.int = ...,
-            leader: Global___Leader | None = ...,
-        ) -> None: ...
-        def HasField(self, field_name: typing.Literal["leader", b"leader"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["candidates", b"candidates", "leader", b"leader", "name", b"name"]) -> None: ...
-
     VIEW_FIELD_NUMBER: builtins.int
     ELECTIONS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Where the next page begins; empty after the last one."""
     @property
     def view(self) -> Global___View: ...
     @property
-    def elections(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ListElectionsResponse.Election]: ...
+    def elections(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Election]:
+        """Those that the caller may read."""
+
     def __init__(
         self,
         *,
         view: Global___View | None = ...,
-        elections: collections.abc.Iterable[Global___ListElectionsResponse.Election] | None = ...,
+        elections: collections.abc.Iterable[Global___Election] | None = ...,
+        next_page_token: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["view", b"view"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["elections", b"elections", "view", b"view"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["elections", b"elections", "next_page_token", b"next_page_token", "view", b"view"]) -> None: ...
 
 Global___ListElectionsResponse: typing_extensions.TypeAlias = ListElectionsResponse
 
@@ -361,13 +465,25 @@ class ListCandidatesRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ELECTION_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    LINEARIZABLE_FIELD_NUMBER: builtins.int
     election: builtins.str
+    page_size: builtins.int
+    """How many to answer at most; the server's own number where it is 0."""
+    page_token: builtins.str
+    """Where to go on: the next_page_token of the answer before."""
+    linearizable: builtins.bool
+    """Asks etcd for what the answer has to be complete up to, instead of answering from memory alone."""
     def __init__(
         self,
         *,
         election: builtins.str = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+        linearizable: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["election", b"election"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["election", b"election", "linearizable", b"linearizable", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
 
 Global___ListCandidatesRequest: typing_extensions.TypeAlias = ListCandidatesRequest
 
@@ -377,6 +493,9 @@ class ListCandidatesResponse(google.protobuf.message.Message):
 
     VIEW_FIELD_NUMBER: builtins.int
     CANDIDATES_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Where the next page begins; empty after the last one."""
     @property
     def view(self) -> Global___View: ...
     @property
@@ -386,9 +505,10 @@ class ListCandidatesResponse(google.protobuf.message.Message):
         *,
         view: Global___View | None = ...,
         candidates: collections.abc.Iterable[Global___Candidate] | None = ...,
+        next_page_token: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["view", b"view"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["candidates", b"candidates", "view", b"view"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["candidates", b"candidates", "next_page_token", b"next_page_token", "view", b"view"]) -> None: ...
 
 Global___ListCandidatesResponse: typing_extensions.TypeAlias = ListCandidatesResponse
 
@@ -438,6 +558,244 @@ class CheckTokenResponse(google.protobuf.message.Message):
 Global___CheckTokenResponse: typing_extensions.TypeAlias = CheckTokenResponse
 
 @typing.final
+class CampaignRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class Stand(google.protobuf.message.Message):
+        """The first message of a call."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        @typing.final
+        class LabelsEntry(google.protobuf.message.Message):
+            DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: builtins.int
+            VALUE_FIELD_NUMBER: builtins.int
+            key: builtins.str
+            value: builtins.str
+            def __init__(
+                self,
+                *,
+                key: builtins.str = ...,
+                value: builtins.str = ...,
+            ) -> None: ...
+            def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+        ELECTION_FIELD_NUMBER: builtins.int
+        ID_FIELD_NUMBER: builtins.int
+        ADDRESS_FIELD_NUMBER: builtins.int
+        LABELS_FIELD_NUMBER: builtins.int
+        PRIORITY_FIELD_NUMBER: builtins.int
+        TTL_FIELD_NUMBER: builtins.int
+        election: builtins.str
+        id: builtins.str
+        """The candidate's own name."""
+        address: builtins.str
+        """Where the candidate can be reached."""
+        priority: builtins.int
+        @property
+        def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
+        @property
+        def ttl(self) -> google.protobuf.duration_pb2.Duration:
+            """Of its lease, in whole seconds; 10 s where it is absent."""
+
+        def __init__(
+            self,
+            *,
+            election: builtins.str = ...,
+            id: builtins.str = ...,
+            address: builtins.str = ...,
+            labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+            priority: builtins.int = ...,
+            ttl: google.protobuf.duration_pb2.Duration | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["ttl", b"ttl"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["address", b"address", "election", b"election", "id", b"id", "labels", b"labels", "priority", b"priority", "ttl", b"ttl"]) -> None: ...
+
+    @typing.final
+    class Heartbeat(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        def __init__(
+            self,
+        ) -> None: ...
+
+    @typing.final
+    class Stopped(google.protobuf.message.Message):
+        """The work of a term has ended, and does nothing any more."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        TOKEN_FIELD_NUMBER: builtins.int
+        token: builtins.int
+        """The token of that term."""
+        def __init__(
+            self,
+            *,
+            token: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["token", b"token"]) -> None: ...
+
+    @typing.final
+    class HandOver(google.protobuf.message.Message):
+        """Asks that the next in line lead, or the candidate named. STOPPING follows where that can be."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        TO_FIELD_NUMBER: builtins.int
+        to: builtins.str
+        def __init__(
+            self,
+            *,
+            to: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["to", b"to"]) -> None: ...
+
+    @typing.final
+    class Resign(google.protobuf.message.Message):
+        """No work runs, and the caller stands no more. To half-close the stream says the same."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        def __init__(
+            self,
+        ) -> None: ...
+
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    STAND_FIELD_NUMBER: builtins.int
+    HEARTBEAT_FIELD_NUMBER: builtins.int
+    STOPPED_FIELD_NUMBER: builtins.int
+    HAND_OVER_FIELD_NUMBER: builtins.int
+    RESIGN_FIELD_NUMBER: builtins.int
+    sequence: builtins.int
+    """Grows with every message of a call. The caller remembers when it sent which."""
+    @property
+    def stand(self) -> Global___CampaignRequest.Stand: ...
+    @property
+    def heartbeat(self) -> Global___CampaignRequest.Heartbeat: ...
+    @property
+    def stopped(self) -> Global___CampaignRequest.Stopped: ...
+    @property
+    def hand_over(self) -> Global___CampaignRequest.HandOver: ...
+    @property
+    def resign(self) -> Global___CampaignRequest.Resign: ...
+    def __init__(
+        self,
+        *,
+        sequence: builtins.int = ...,
+        stand: Global___CampaignRequest.Stand | None = ...,
+        heartbeat: Global___CampaignRequest.Heartbeat | None = ...,
+        stopped: Global___CampaignRequest.Stopped | None = ...,
+        hand_over: Global___CampaignRequest.HandOver | None = ...,
+        resign: Global___CampaignRequest.Resign | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["action", b"action", "hand_over", b"hand_over", "heartbeat", b"heartbeat", "resign", b"resign", "stand", b"stand", "stopped", b"stopped"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["action", b"action", "hand_over", b"hand_over", "heartbeat", b"heartbeat", "resign", b"resign", "sequence", b"sequence", "stand", b"stand", "stopped", b"stopped"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["action", b"action"]) -> typing.Literal["stand", "heartbeat", "stopped", "hand_over", "resign"] | None: ...
+
+Global___CampaignRequest: typing_extensions.TypeAlias = CampaignRequest
+
+@typing.final
+class CampaignResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    class _State:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _StateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[CampaignResponse._State.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: CampaignResponse._State.ValueType  # 0
+        STATE_FOLLOWING: CampaignResponse._State.ValueType  # 1
+        """The caller waits, or is about to stand again; it must not act."""
+        STATE_LEADING: CampaignResponse._State.ValueType  # 2
+        """The caller leads, for as long as `remaining` says."""
+        STATE_STOPPING: CampaignResponse._State.ValueType  # 3
+        """The caller has to end its work now, and to say `stopped`."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    STATE_UNSPECIFIED: CampaignResponse.State.ValueType  # 0
+    STATE_FOLLOWING: CampaignResponse.State.ValueType  # 1
+    """The caller waits, or is about to stand again; it must not act."""
+    STATE_LEADING: CampaignResponse.State.ValueType  # 2
+    """The caller leads, for as long as `remaining` says."""
+    STATE_STOPPING: CampaignResponse.State.ValueType  # 3
+    """The caller has to end its work now, and to say `stopped`."""
+
+    VIEW_FIELD_NUMBER: builtins.int
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    TOKEN_FIELD_NUMBER: builtins.int
+    REMAINING_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
+    LEASE_FIELD_NUMBER: builtins.int
+    FAILURE_FIELD_NUMBER: builtins.int
+    sequence: builtins.int
+    """The last message of the caller that the server has had."""
+    state: Global___CampaignResponse.State.ValueType
+    token: builtins.int
+    """The fencing token of the term; 0 while there is none."""
+    reason: Global___LossReason.ValueType
+    """Why the term ends or has ended, with STOPPING and with the FOLLOWING after it."""
+    key: builtins.str
+    """The candidate's key and lease in etcd; empty and 0 between two attempts."""
+    lease: builtins.int
+    @property
+    def view(self) -> Global___View: ...
+    @property
+    def remaining(self) -> google.protobuf.duration_pb2.Duration:
+        """For how long the caller may act, counted from when it sent the message `sequence`. Absent while it may not."""
+
+    @property
+    def failure(self) -> Global___Failure:
+        """Why `hand_over` was refused; the term goes on."""
+
+    def __init__(
+        self,
+        *,
+        view: Global___View | None = ...,
+        sequence: builtins.int = ...,
+        state: Global___CampaignResponse.State.ValueType = ...,
+        token: builtins.int = ...,
+        remaining: google.protobuf.duration_pb2.Duration | None = ...,
+        reason: Global___LossReason.ValueType = ...,
+        key: builtins.str = ...,
+        lease: builtins.int = ...,
+        failure: Global___Failure | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["failure", b"failure", "remaining", b"remaining", "view", b"view"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["failure", b"failure", "key", b"key", "lease", b"lease", "reason", b"reason", "remaining", b"remaining", "sequence", b"sequence", "state", b"state", "token", b"token", "view", b"view"]) -> None: ...
+
+Global___CampaignResponse: typing_extensions.TypeAlias = CampaignResponse
+
+@typing.final
+class Failure(google.protobuf.message.Message):
+    """Why one message of a stream could not be acted on; the stream goes on."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    INDEFINITE_FIELD_NUMBER: builtins.int
+    reason: election.pb.election.v1.error_reason_pb2.ErrorReason.ValueType
+    message: builtins.str
+    indefinite: builtins.bool
+    """Whether what was asked for may have been done all the same."""
+    def __init__(
+        self,
+        *,
+        reason: election.pb.election.v1.error_reason_pb2.ErrorReason.ValueType = ...,
+        message: builtins.str = ...,
+        indefinite: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["indefinite", b"indefinite", "message", b"message", "reason", b"reason"]) -> None: ...
+
+Global___Failure: typing_extensions.TypeAlias = Failure
+
+@typing.final
 class StateEntry(google.protobuf.message.Message):
     """One stored value of an agent."""
 
@@ -462,6 +820,8 @@ Global___StateEntry: typing_extensions.TypeAlias = StateEntry
 
 @typing.final
 class Agent(google.protobuf.message.Message):
+    """A worker that is alive while its lease is."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     class _State:
@@ -515,6 +875,7 @@ class Agent(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     REGISTERED_AT_FIELD_NUMBER: builtins.int
     STATE_KEYS_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
     id: builtins.str
     state: Global___Agent.State.ValueType
     incarnation: builtins.int
@@ -522,6 +883,8 @@ class Agent(google.protobuf.message.Message):
     lease: builtins.int
     """0 unless alive or draining."""
     address: builtins.str
+    name: builtins.str
+    """agents/ID"""
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     @property
@@ -541,9 +904,10 @@ class Agent(google.protobuf.message.Message):
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         registered_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         state_keys: collections.abc.Iterable[builtins.str] | None = ...,
+        name: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["registered_at", b"registered_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "id", b"id", "incarnation", b"incarnation", "labels", b"labels", "lease", b"lease", "registered_at", b"registered_at", "state", b"state", "state_keys", b"state_keys"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "id", b"id", "incarnation", b"incarnation", "labels", b"labels", "lease", b"lease", "name", b"name", "registered_at", b"registered_at", "state", b"state", "state_keys", b"state_keys"]) -> None: ...
 
 Global___Agent: typing_extensions.TypeAlias = Agent
 
@@ -581,6 +945,7 @@ class Tombstone(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     REGISTERED_AT_FIELD_NUMBER: builtins.int
     LEFT_AT_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
     agent: builtins.str
     incarnation: builtins.int
     collector: builtins.str
@@ -589,6 +954,8 @@ class Tombstone(google.protobuf.message.Message):
     part: builtins.int
     """Counts from 0 where the state was too large for one transaction and was collected in parts."""
     address: builtins.str
+    name: builtins.str
+    """agents/ID/tombstones/INCARNATION, and -PART where it has one."""
     @property
     def reaped_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -622,9 +989,10 @@ class Tombstone(google.protobuf.message.Message):
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         registered_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         left_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        name: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["keep_until", b"keep_until", "left_at", b"left_at", "reaped_at", b"reaped_at", "registered_at", b"registered_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "agent", b"agent", "collected", b"collected", "collector", b"collector", "incarnation", b"incarnation", "keep_until", b"keep_until", "labels", b"labels", "left_at", b"left_at", "part", b"part", "reaped_at", b"reaped_at", "registered_at", b"registered_at", "token", b"token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "agent", b"agent", "collected", b"collected", "collector", b"collector", "incarnation", b"incarnation", "keep_until", b"keep_until", "labels", b"labels", "left_at", b"left_at", "name", b"name", "part", b"part", "reaped_at", b"reaped_at", "registered_at", b"registered_at", "token", b"token"]) -> None: ...
 
 Global___Tombstone: typing_extensions.TypeAlias = Tombstone
 
@@ -740,6 +1108,15 @@ class ListAgentsRequest(google.protobuf.message.Message):
 
     STATES_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    LINEARIZABLE_FIELD_NUMBER: builtins.int
+    page_size: builtins.int
+    """How many to answer at most; the server's own number where it is 0."""
+    page_token: builtins.str
+    """Where to go on: the next_page_token of the answer before."""
+    linearizable: builtins.bool
+    """Asks etcd for what the answer has to be complete up to, instead of answering from memory alone."""
     @property
     def states(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___Agent.State.ValueType]:
         """Only agents in one of these states; where none is named, those that are alive, draining or suspect."""
@@ -753,8 +1130,11 @@ class ListAgentsRequest(google.protobuf.message.Message):
         *,
         states: collections.abc.Iterable[Global___Agent.State.ValueType] | None = ...,
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+        linearizable: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["labels", b"labels", "states", b"states"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["labels", b"labels", "linearizable", b"linearizable", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]) -> None: ...
 
 Global___ListAgentsRequest: typing_extensions.TypeAlias = ListAgentsRequest
 
@@ -764,6 +1144,9 @@ class ListAgentsResponse(google.protobuf.message.Message):
 
     VIEW_FIELD_NUMBER: builtins.int
     AGENTS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Where the next page begins; empty after the last one."""
     @property
     def view(self) -> Global___View: ...
     @property
@@ -773,9 +1156,10 @@ class ListAgentsResponse(google.protobuf.message.Message):
         *,
         view: Global___View | None = ...,
         agents: collections.abc.Iterable[Global___Agent] | None = ...,
+        next_page_token: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["view", b"view"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agents", b"agents", "view", b"view"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agents", b"agents", "next_page_token", b"next_page_token", "view", b"view"]) -> None: ...
 
 Global___ListAgentsResponse: typing_extensions.TypeAlias = ListAgentsResponse
 
@@ -784,13 +1168,17 @@ class GetAgentRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ID_FIELD_NUMBER: builtins.int
+    LINEARIZABLE_FIELD_NUMBER: builtins.int
     id: builtins.str
+    linearizable: builtins.bool
+    """Asks etcd for what the answer has to be complete up to, instead of answering from memory alone."""
     def __init__(
         self,
         *,
         id: builtins.str = ...,
+        linearizable: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "linearizable", b"linearizable"]) -> None: ...
 
 Global___GetAgentRequest: typing_extensions.TypeAlias = GetAgentRequest
 
@@ -824,14 +1212,22 @@ class ListTombstonesRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     AGENT_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
     agent: builtins.str
     """Only those of this agent; of all where it is empty."""
+    page_size: builtins.int
+    """How many to answer at most; the server's own number where it is 0."""
+    page_token: builtins.str
+    """Where to go on: the next_page_token of the answer before."""
     def __init__(
         self,
         *,
         agent: builtins.str = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent", b"agent"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent", b"agent", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
 
 Global___ListTombstonesRequest: typing_extensions.TypeAlias = ListTombstonesRequest
 
@@ -841,10 +1237,11 @@ class ListTombstonesResponse(google.protobuf.message.Message):
 
     VIEW_FIELD_NUMBER: builtins.int
     TOMBSTONES_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Where the next page begins; empty after the last one."""
     @property
-    def view(self) -> Global___View:
-        """The same in all messages."""
-
+    def view(self) -> Global___View: ...
     @property
     def tombstones(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Tombstone]: ...
     def __init__(
@@ -852,9 +1249,10 @@ class ListTombstonesResponse(google.protobuf.message.Message):
         *,
         view: Global___View | None = ...,
         tombstones: collections.abc.Iterable[Global___Tombstone] | None = ...,
+        next_page_token: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["view", b"view"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["tombstones", b"tombstones", "view", b"view"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "tombstones", b"tombstones", "view", b"view"]) -> None: ...
 
 Global___ListTombstonesResponse: typing_extensions.TypeAlias = ListTombstonesResponse
 
@@ -894,17 +1292,23 @@ class WatchAgentsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     AFTER_REVISION_FIELD_NUMBER: builtins.int
+    HEARTBEAT_FIELD_NUMBER: builtins.int
     after_revision: builtins.int
     """The revision of the last message that the caller has seen; 0 for every tombstone that is kept. Absent: nothing
     of what was reaped before.
     """
+    @property
+    def heartbeat(self) -> google.protobuf.duration_pb2.Duration:
+        """How often a HEARTBEAT is sent while nothing happens, 1 s to 5 min; never where it is absent."""
+
     def __init__(
         self,
         *,
         after_revision: builtins.int | None = ...,
+        heartbeat: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_after_revision", b"_after_revision", "after_revision", b"after_revision"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_after_revision", b"_after_revision", "after_revision", b"after_revision"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_after_revision", b"_after_revision", "after_revision", b"after_revision", "heartbeat", b"heartbeat"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_after_revision", b"_after_revision", "after_revision", b"after_revision", "heartbeat", b"heartbeat"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_after_revision", b"_after_revision"]) -> typing.Literal["after_revision"] | None: ...
 
 Global___WatchAgentsRequest: typing_extensions.TypeAlias = WatchAgentsRequest
@@ -935,6 +1339,12 @@ class WatchAgentsResponse(google.protobuf.message.Message):
         several of these, one for each part. A tombstone without `reaped_at` stands for one that is not there: the
         agent left and left nothing behind, or the retention of its tombstone is over.
         """
+        KIND_RESET: WatchAgentsResponse._Kind.ValueType  # 8
+        """What happened since the last message is not known. What is known of it follows as at the beginning: what was
+        REAPED, PRESENT for every agent, and SYNCED; `agent` is absent.
+        """
+        KIND_HEARTBEAT: WatchAgentsResponse._Kind.ValueType  # 9
+        """Nothing has happened; `agent` is absent."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: WatchAgentsResponse.Kind.ValueType  # 0
@@ -953,6 +1363,12 @@ class WatchAgentsResponse(google.protobuf.message.Message):
     several of these, one for each part. A tombstone without `reaped_at` stands for one that is not there: the
     agent left and left nothing behind, or the retention of its tombstone is over.
     """
+    KIND_RESET: WatchAgentsResponse.Kind.ValueType  # 8
+    """What happened since the last message is not known. What is known of it follows as at the beginning: what was
+    REAPED, PRESENT for every agent, and SYNCED; `agent` is absent.
+    """
+    KIND_HEARTBEAT: WatchAgentsResponse.Kind.ValueType  # 9
+    """Nothing has happened; `agent` is absent."""
 
     VIEW_FIELD_NUMBER: builtins.int
     KIND_FIELD_NUMBER: builtins.int
@@ -982,3 +1398,445 @@ class WatchAgentsResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["agent", b"agent", "kind", b"kind", "tombstone", b"tombstone", "view", b"view"]) -> None: ...
 
 Global___WatchAgentsResponse: typing_extensions.TypeAlias = WatchAgentsResponse
+
+@typing.final
+class SessionRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class Open(google.protobuf.message.Message):
+        """The first message of a call: begins a session, or goes on with one."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        @typing.final
+        class LabelsEntry(google.protobuf.message.Message):
+            DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: builtins.int
+            VALUE_FIELD_NUMBER: builtins.int
+            key: builtins.str
+            value: builtins.str
+            def __init__(
+                self,
+                *,
+                key: builtins.str = ...,
+                value: builtins.str = ...,
+            ) -> None: ...
+            def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+        AGENT_FIELD_NUMBER: builtins.int
+        SECRET_FIELD_NUMBER: builtins.int
+        ADDRESS_FIELD_NUMBER: builtins.int
+        LABELS_FIELD_NUMBER: builtins.int
+        TTL_FIELD_NUMBER: builtins.int
+        TAKEOVER_FIELD_NUMBER: builtins.int
+        INCARNATION_FIELD_NUMBER: builtins.int
+        agent: builtins.str
+        secret: builtins.bytes
+        """Random bytes that only the agent knows, 16 to 64 of them, made anew for every registration. Whoever has them can
+        go on with the session; so the answer to an `open` may be lost, and it is sent again.
+        """
+        address: builtins.str
+        """Where the agent can be reached."""
+        takeover: builtins.bool
+        """Ends the life of another holder of the id."""
+        incarnation: builtins.int
+        """Goes on with this incarnation, and registers no other: FAILED_PRECONDITION (AGENT_LOST) when it is over."""
+        @property
+        def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
+        @property
+        def ttl(self) -> google.protobuf.duration_pb2.Duration:
+            """Of its lease, in whole seconds; 15 s where it is absent."""
+
+        def __init__(
+            self,
+            *,
+            agent: builtins.str = ...,
+            secret: builtins.bytes = ...,
+            address: builtins.str = ...,
+            labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+            ttl: google.protobuf.duration_pb2.Duration | None = ...,
+            takeover: builtins.bool = ...,
+            incarnation: builtins.int = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["ttl", b"ttl"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["address", b"address", "agent", b"agent", "incarnation", b"incarnation", "labels", b"labels", "secret", b"secret", "takeover", b"takeover", "ttl", b"ttl"]) -> None: ...
+
+    @typing.final
+    class Renew(google.protobuf.message.Message):
+        """Renews the lease."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        def __init__(
+            self,
+        ) -> None: ...
+
+    @typing.final
+    class Put(google.protobuf.message.Message):
+        """Stores a value of at most 64 KiB, if this incarnation is alive."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.bytes = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    @typing.final
+    class Delete(google.protobuf.message.Message):
+        """Deletes a value, if this incarnation is alive."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key"]) -> None: ...
+
+    @typing.final
+    class Leave(google.protobuf.message.Message):
+        """Says that the agent leaves, and ends its life at once."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        DROP_STATE_FIELD_NUMBER: builtins.int
+        drop_state: builtins.bool
+        """Deletes its state as well, which a collector collects otherwise."""
+        def __init__(
+            self,
+            *,
+            drop_state: builtins.bool = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["drop_state", b"drop_state"]) -> None: ...
+
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    OPEN_FIELD_NUMBER: builtins.int
+    RENEW_FIELD_NUMBER: builtins.int
+    PUT_FIELD_NUMBER: builtins.int
+    DELETE_FIELD_NUMBER: builtins.int
+    LEAVE_FIELD_NUMBER: builtins.int
+    sequence: builtins.int
+    """Grows with every message of a call, and comes back in the answer."""
+    @property
+    def open(self) -> Global___SessionRequest.Open: ...
+    @property
+    def renew(self) -> Global___SessionRequest.Renew: ...
+    @property
+    def put(self) -> Global___SessionRequest.Put: ...
+    @property
+    def delete(self) -> Global___SessionRequest.Delete: ...
+    @property
+    def leave(self) -> Global___SessionRequest.Leave: ...
+    def __init__(
+        self,
+        *,
+        sequence: builtins.int = ...,
+        open: Global___SessionRequest.Open | None = ...,
+        renew: Global___SessionRequest.Renew | None = ...,
+        put: Global___SessionRequest.Put | None = ...,
+        delete: Global___SessionRequest.Delete | None = ...,
+        leave: Global___SessionRequest.Leave | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["action", b"action", "delete", b"delete", "leave", b"leave", "open", b"open", "put", b"put", "renew", b"renew"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["action", b"action", "delete", b"delete", "leave", b"leave", "open", b"open", "put", b"put", "renew", b"renew", "sequence", b"sequence"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["action", b"action"]) -> typing.Literal["open", "renew", "put", "delete", "leave"] | None: ...
+
+Global___SessionRequest: typing_extensions.TypeAlias = SessionRequest
+
+@typing.final
+class SessionResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class Opened(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        INCARNATION_FIELD_NUMBER: builtins.int
+        LEASE_FIELD_NUMBER: builtins.int
+        TTL_FIELD_NUMBER: builtins.int
+        RESUMED_FIELD_NUMBER: builtins.int
+        DRAINING_FIELD_NUMBER: builtins.int
+        incarnation: builtins.int
+        lease: builtins.int
+        resumed: builtins.bool
+        """True when this incarnation was there already."""
+        draining: builtins.bool
+        @property
+        def ttl(self) -> google.protobuf.duration_pb2.Duration:
+            """That etcd granted, counted from when the caller sent `open`."""
+
+        def __init__(
+            self,
+            *,
+            incarnation: builtins.int = ...,
+            lease: builtins.int = ...,
+            ttl: google.protobuf.duration_pb2.Duration | None = ...,
+            resumed: builtins.bool = ...,
+            draining: builtins.bool = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["ttl", b"ttl"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["draining", b"draining", "incarnation", b"incarnation", "lease", b"lease", "resumed", b"resumed", "ttl", b"ttl"]) -> None: ...
+
+    @typing.final
+    class Renewed(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        TTL_FIELD_NUMBER: builtins.int
+        DRAINING_FIELD_NUMBER: builtins.int
+        draining: builtins.bool
+        """Whether the agent is to take no new work."""
+        @property
+        def ttl(self) -> google.protobuf.duration_pb2.Duration:
+            """Counted from when the caller sent `renew`."""
+
+        def __init__(
+            self,
+            *,
+            ttl: google.protobuf.duration_pb2.Duration | None = ...,
+            draining: builtins.bool = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["ttl", b"ttl"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["draining", b"draining", "ttl", b"ttl"]) -> None: ...
+
+    @typing.final
+    class Written(google.protobuf.message.Message):
+        """What was put or deleted is so from view.revision on."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        def __init__(
+            self,
+        ) -> None: ...
+
+    @typing.final
+    class Left(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        def __init__(
+            self,
+        ) -> None: ...
+
+    VIEW_FIELD_NUMBER: builtins.int
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    OPENED_FIELD_NUMBER: builtins.int
+    RENEWED_FIELD_NUMBER: builtins.int
+    WRITTEN_FIELD_NUMBER: builtins.int
+    LEFT_FIELD_NUMBER: builtins.int
+    FAILURE_FIELD_NUMBER: builtins.int
+    sequence: builtins.int
+    """Of the message that this answers."""
+    @property
+    def view(self) -> Global___View: ...
+    @property
+    def opened(self) -> Global___SessionResponse.Opened: ...
+    @property
+    def renewed(self) -> Global___SessionResponse.Renewed: ...
+    @property
+    def written(self) -> Global___SessionResponse.Written: ...
+    @property
+    def left(self) -> Global___SessionResponse.Left: ...
+    @property
+    def failure(self) -> Global___Failure:
+        """It was not done; the session goes on."""
+
+    def __init__(
+        self,
+        *,
+        view: Global___View | None = ...,
+        sequence: builtins.int = ...,
+        opened: Global___SessionResponse.Opened | None = ...,
+        renewed: Global___SessionResponse.Renewed | None = ...,
+        written: Global___SessionResponse.Written | None = ...,
+        left: Global___SessionResponse.Left | None = ...,
+        failure: Global___Failure | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["failure", b"failure", "left", b"left", "opened", b"opened", "renewed", b"renewed", "result", b"result", "view", b"view", "written", b"written"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["failure", b"failure", "left", b"left", "opened", b"opened", "renewed", b"renewed", "result", b"result", "sequence", b"sequence", "view", b"view", "written", b"written"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["result", b"result"]) -> typing.Literal["opened", "renewed", "written", "left", "failure"] | None: ...
+
+Global___SessionResponse: typing_extensions.TypeAlias = SessionResponse
+
+@typing.final
+class DrainAgentRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    UNDO_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    undo: builtins.bool
+    """Removes the mark."""
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        undo: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "undo", b"undo"]) -> None: ...
+
+Global___DrainAgentRequest: typing_extensions.TypeAlias = DrainAgentRequest
+
+@typing.final
+class DrainAgentResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VIEW_FIELD_NUMBER: builtins.int
+    DRAINING_FIELD_NUMBER: builtins.int
+    CHANGED_FIELD_NUMBER: builtins.int
+    BY_FIELD_NUMBER: builtins.int
+    AT_FIELD_NUMBER: builtins.int
+    draining: builtins.bool
+    changed: builtins.bool
+    """Whether that was different before."""
+    by: builtins.str
+    """Whose mark it is, or was, and since when."""
+    @property
+    def view(self) -> Global___View: ...
+    @property
+    def at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        view: Global___View | None = ...,
+        draining: builtins.bool = ...,
+        changed: builtins.bool = ...,
+        by: builtins.str = ...,
+        at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["at", b"at", "view", b"view"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["at", b"at", "by", b"by", "changed", b"changed", "draining", b"draining", "view", b"view"]) -> None: ...
+
+Global___DrainAgentResponse: typing_extensions.TypeAlias = DrainAgentResponse
+
+@typing.final
+class ReapAgentRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    TIMEOUT_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    validate_only: builtins.bool
+    """Tells what would be collected, and does nothing."""
+    @property
+    def timeout(self) -> google.protobuf.duration_pb2.Duration:
+        """How long to wait for a collector; 10 s where it is absent, and never longer than the call's deadline."""
+
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        validate_only: builtins.bool = ...,
+        timeout: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["timeout", b"timeout"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "timeout", b"timeout", "validate_only", b"validate_only"]) -> None: ...
+
+Global___ReapAgentRequest: typing_extensions.TypeAlias = ReapAgentRequest
+
+@typing.final
+class ReapAgentResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VIEW_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    TOMBSTONES_FIELD_NUMBER: builtins.int
+    REMAINS_FIELD_NUMBER: builtins.int
+    DRAINING_FIELD_NUMBER: builtins.int
+    incarnation: builtins.int
+    draining: builtins.bool
+    """Whether its mark that it drains would be collected as well, with validate_only."""
+    @property
+    def view(self) -> Global___View: ...
+    @property
+    def tombstones(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Tombstone]:
+        """What was made of it; none with validate_only."""
+
+    @property
+    def remains(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___StateEntry]:
+        """What would be collected, with validate_only."""
+
+    def __init__(
+        self,
+        *,
+        view: Global___View | None = ...,
+        incarnation: builtins.int = ...,
+        tombstones: collections.abc.Iterable[Global___Tombstone] | None = ...,
+        remains: collections.abc.Iterable[Global___StateEntry] | None = ...,
+        draining: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["view", b"view"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["draining", b"draining", "incarnation", b"incarnation", "remains", b"remains", "tombstones", b"tombstones", "view", b"view"]) -> None: ...
+
+Global___ReapAgentResponse: typing_extensions.TypeAlias = ReapAgentResponse
+
+@typing.final
+class RestoreAgentRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    OVERWRITE_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    incarnation: builtins.int
+    """Which one; the newest that has a tombstone where it is absent."""
+    overwrite: builtins.bool
+    """Replaces values that are there now."""
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        incarnation: builtins.int | None = ...,
+        overwrite: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_incarnation", b"_incarnation", "incarnation", b"incarnation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_incarnation", b"_incarnation", "id", b"id", "incarnation", b"incarnation", "overwrite", b"overwrite"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_incarnation", b"_incarnation"]) -> typing.Literal["incarnation"] | None: ...
+
+Global___RestoreAgentRequest: typing_extensions.TypeAlias = RestoreAgentRequest
+
+@typing.final
+class RestoreAgentResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VIEW_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    WRITTEN_FIELD_NUMBER: builtins.int
+    UNCHANGED_FIELD_NUMBER: builtins.int
+    ALIVE_FIELD_NUMBER: builtins.int
+    incarnation: builtins.int
+    alive: builtins.bool
+    """Where it is not alive, all is collected again after the grace unless it comes back."""
+    @property
+    def view(self) -> Global___View: ...
+    @property
+    def written(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The names of what was put back, and of what had these values already."""
+
+    @property
+    def unchanged(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        view: Global___View | None = ...,
+        incarnation: builtins.int = ...,
+        written: collections.abc.Iterable[builtins.str] | None = ...,
+        unchanged: collections.abc.Iterable[builtins.str] | None = ...,
+        alive: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["view", b"view"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["alive", b"alive", "incarnation", b"incarnation", "unchanged", b"unchanged", "view", b"view", "written", b"written"]) -> None: ...
+
+Global___RestoreAgentResponse: typing_extensions.TypeAlias = RestoreAgentResponse

@@ -60,6 +60,11 @@ class ElectionsStub(object):
                 request_serializer=election_dot_v1_dot_election__pb2.CheckTokenRequest.SerializeToString,
                 response_deserializer=election_dot_v1_dot_election__pb2.CheckTokenResponse.FromString,
                 _registered_method=True)
+        self.Campaign = channel.stream_stream(
+                '/election.v1.Elections/Campaign',
+                request_serializer=election_dot_v1_dot_election__pb2.CampaignRequest.SerializeToString,
+                response_deserializer=election_dot_v1_dot_election__pb2.CampaignResponse.FromString,
+                _registered_method=True)
 
 
 class ElectionsServicer(object):
@@ -74,7 +79,10 @@ class ElectionsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchLeader(self, request, context):
-        """Tells who leads now, and then every change, vacancies included, until the caller ends the call.
+        """Tells who leads now, and then every change, vacancies included, until the caller ends the call. A caller that was
+        away goes on after the last revision that it has seen: it gets what happened since, or RESET where that is not
+        known any more. OUT_OF_RANGE when etcd has not come to that revision: its history was set back.
+        RESOURCE_EXHAUSTED when the caller lags too far behind.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,6 +105,22 @@ class ElectionsServicer(object):
     def CheckToken(self, request, context):
         """Tells whether a fencing token is that of the present leader. It asks etcd, never the server's memory.
         The answer was true when it was read; only a write that carries the token can hold it true.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Campaign(self, request_iterator, context):
+        """Stands for an election on the caller's behalf, again and again, until the caller ends the call.
+
+        The caller sends `stand`, and then something at least every fifth of the TTL: every message is a heartbeat. Every
+        answer says which one was the last, and for how long the caller may act as the leader, counted from when the
+        caller SENT that one, by the caller's own clock. So an answer that comes late grants nothing that is over. After
+        that time the caller must not act, whether it hears from the server or not. Until then nobody else can lead.
+
+        With STOPPING the caller has to end its work and to say `stopped`; its successor begins only after that, or after
+        the time is over. `resign`, or to half-close the stream, says that no work runs, and ends all. When the stream
+        breaks, or the caller falls silent, the term ends when the time is over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,6 +153,11 @@ def add_ElectionsServicer_to_server(servicer, server):
                     servicer.CheckToken,
                     request_deserializer=election_dot_v1_dot_election__pb2.CheckTokenRequest.FromString,
                     response_serializer=election_dot_v1_dot_election__pb2.CheckTokenResponse.SerializeToString,
+            ),
+            'Campaign': grpc.stream_stream_rpc_method_handler(
+                    servicer.Campaign,
+                    request_deserializer=election_dot_v1_dot_election__pb2.CampaignRequest.FromString,
+                    response_serializer=election_dot_v1_dot_election__pb2.CampaignResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -277,6 +306,33 @@ class Elections(object):
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Campaign(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/election.v1.Elections/Campaign',
+            election_dot_v1_dot_election__pb2.CampaignRequest.SerializeToString,
+            election_dot_v1_dot_election__pb2.CampaignResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class AgentsStub(object):
     """Agents: their liveness and what they stored.
@@ -303,7 +359,7 @@ class AgentsStub(object):
                 request_serializer=election_dot_v1_dot_election__pb2.WatchAgentsRequest.SerializeToString,
                 response_deserializer=election_dot_v1_dot_election__pb2.WatchAgentsResponse.FromString,
                 _registered_method=True)
-        self.ListTombstones = channel.unary_stream(
+        self.ListTombstones = channel.unary_unary(
                 '/election.v1.Agents/ListTombstones',
                 request_serializer=election_dot_v1_dot_election__pb2.ListTombstonesRequest.SerializeToString,
                 response_deserializer=election_dot_v1_dot_election__pb2.ListTombstonesResponse.FromString,
@@ -312,6 +368,26 @@ class AgentsStub(object):
                 '/election.v1.Agents/GetBreaker',
                 request_serializer=election_dot_v1_dot_election__pb2.GetBreakerRequest.SerializeToString,
                 response_deserializer=election_dot_v1_dot_election__pb2.GetBreakerResponse.FromString,
+                _registered_method=True)
+        self.Session = channel.stream_stream(
+                '/election.v1.Agents/Session',
+                request_serializer=election_dot_v1_dot_election__pb2.SessionRequest.SerializeToString,
+                response_deserializer=election_dot_v1_dot_election__pb2.SessionResponse.FromString,
+                _registered_method=True)
+        self.DrainAgent = channel.unary_unary(
+                '/election.v1.Agents/DrainAgent',
+                request_serializer=election_dot_v1_dot_election__pb2.DrainAgentRequest.SerializeToString,
+                response_deserializer=election_dot_v1_dot_election__pb2.DrainAgentResponse.FromString,
+                _registered_method=True)
+        self.ReapAgent = channel.unary_unary(
+                '/election.v1.Agents/ReapAgent',
+                request_serializer=election_dot_v1_dot_election__pb2.ReapAgentRequest.SerializeToString,
+                response_deserializer=election_dot_v1_dot_election__pb2.ReapAgentResponse.FromString,
+                _registered_method=True)
+        self.RestoreAgent = channel.unary_unary(
+                '/election.v1.Agents/RestoreAgent',
+                request_serializer=election_dot_v1_dot_election__pb2.RestoreAgentRequest.SerializeToString,
+                response_deserializer=election_dot_v1_dot_election__pb2.RestoreAgentResponse.FromString,
                 _registered_method=True)
 
 
@@ -344,8 +420,9 @@ class AgentsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListTombstones(self, request, context):
-        """Lists the tombstones that are kept, of one agent or of all, the oldest reap first. They come in one message or
-        more, none of which has more than 2 MiB. It asks etcd, never the server's memory.
+        """Lists the tombstones that are kept, of one agent or of all, the oldest reap first, in pages of at most 2 MiB. It
+        asks etcd, never the server's memory. A tombstone that is put while somebody goes through the pages is on the last
+        one; one whose retention ends meanwhile may be missing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -353,6 +430,44 @@ class AgentsServicer(object):
 
     def GetBreaker(self, request, context):
         """Tells whether collectors may reap at present, and why not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Session(self, request_iterator, context):
+        """Is an agent: registers it, renews its lease when the caller says so, and stores its state.
+
+        The server renews nothing by itself. The deadline up to which the agent is alive is when the caller SENT the
+        newest `open` or `renew` that was answered, plus the TTL, less a margin, by the caller's own clock.
+
+        The end of the stream without `leave` changes nothing: the lease lives on until its TTL is over, and before that
+        the session can be opened anew, with the same secret, on any server of the namespace: it has the same incarnation.
+        FAILED_PRECONDITION (AGENT_LOST) when the lease is gone: the agent has to register anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainAgent(self, request, context):
+        """Marks an agent as one that is to take no new work, or removes the mark. NOT_FOUND for an agent that is neither
+        alive nor has registered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReapAgent(self, request, context):
+        """Has a dead agent collected now, whatever the grace and the breaker say, and waits for it. FAILED_PRECONDITION
+        (AGENT_ALIVE) for a live one. UNAVAILABLE (COLLECTOR_SILENT) when no collector has done it in time: the request is
+        withdrawn.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreAgent(self, request, context):
+        """Puts back what was collected of an agent. ALREADY_EXISTS (STATE_EXISTS) when there are other values now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -376,7 +491,7 @@ def add_AgentsServicer_to_server(servicer, server):
                     request_deserializer=election_dot_v1_dot_election__pb2.WatchAgentsRequest.FromString,
                     response_serializer=election_dot_v1_dot_election__pb2.WatchAgentsResponse.SerializeToString,
             ),
-            'ListTombstones': grpc.unary_stream_rpc_method_handler(
+            'ListTombstones': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTombstones,
                     request_deserializer=election_dot_v1_dot_election__pb2.ListTombstonesRequest.FromString,
                     response_serializer=election_dot_v1_dot_election__pb2.ListTombstonesResponse.SerializeToString,
@@ -385,6 +500,26 @@ def add_AgentsServicer_to_server(servicer, server):
                     servicer.GetBreaker,
                     request_deserializer=election_dot_v1_dot_election__pb2.GetBreakerRequest.FromString,
                     response_serializer=election_dot_v1_dot_election__pb2.GetBreakerResponse.SerializeToString,
+            ),
+            'Session': grpc.stream_stream_rpc_method_handler(
+                    servicer.Session,
+                    request_deserializer=election_dot_v1_dot_election__pb2.SessionRequest.FromString,
+                    response_serializer=election_dot_v1_dot_election__pb2.SessionResponse.SerializeToString,
+            ),
+            'DrainAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainAgent,
+                    request_deserializer=election_dot_v1_dot_election__pb2.DrainAgentRequest.FromString,
+                    response_serializer=election_dot_v1_dot_election__pb2.DrainAgentResponse.SerializeToString,
+            ),
+            'ReapAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReapAgent,
+                    request_deserializer=election_dot_v1_dot_election__pb2.ReapAgentRequest.FromString,
+                    response_serializer=election_dot_v1_dot_election__pb2.ReapAgentResponse.SerializeToString,
+            ),
+            'RestoreAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreAgent,
+                    request_deserializer=election_dot_v1_dot_election__pb2.RestoreAgentRequest.FromString,
+                    response_serializer=election_dot_v1_dot_election__pb2.RestoreAgentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -490,7 +625,7 @@ class Agents(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
+        return grpc.experimental.unary_unary(
             request,
             target,
             '/election.v1.Agents/ListTombstones',
@@ -523,6 +658,114 @@ class Agents(object):
             '/election.v1.Agents/GetBreaker',
             election_dot_v1_dot_election__pb2.GetBreakerRequest.SerializeToString,
             election_dot_v1_dot_election__pb2.GetBreakerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Session(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/election.v1.Agents/Session',
+            election_dot_v1_dot_election__pb2.SessionRequest.SerializeToString,
+            election_dot_v1_dot_election__pb2.SessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/election.v1.Agents/DrainAgent',
+            election_dot_v1_dot_election__pb2.DrainAgentRequest.SerializeToString,
+            election_dot_v1_dot_election__pb2.DrainAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReapAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/election.v1.Agents/ReapAgent',
+            election_dot_v1_dot_election__pb2.ReapAgentRequest.SerializeToString,
+            election_dot_v1_dot_election__pb2.ReapAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/election.v1.Agents/RestoreAgent',
+            election_dot_v1_dot_election__pb2.RestoreAgentRequest.SerializeToString,
+            election_dot_v1_dot_election__pb2.RestoreAgentResponse.FromString,
             options,
             channel_credentials,
             insecure,

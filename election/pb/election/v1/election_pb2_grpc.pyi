@@ -5,6 +5,12 @@ Who leads, and which agents are there: the public API of `election serve`.
 
 Every answer says which revision of etcd it was read at and how old the server's view is. A server whose
 view is too old answers UNAVAILABLE instead of telling something that may no longer be true.
+
+A server serves one namespace. Requests name what they are about by its resource name, such as `elections/scheduler`
+or `agents/worker-7`, or by the id alone, such as `scheduler`. Answers have both.
+
+Every status that is not OK carries a google.rpc.ErrorInfo of the domain `election.v1`, whose reason is a value of
+ErrorReason without its prefix.
 """
 
 import abc
@@ -109,7 +115,23 @@ _ElectionsCheckTokenType = typing_extensions.TypeVar(
     ],
 )
 
-class ElectionsStub(typing.Generic[_ElectionsGetLeaderType, _ElectionsWatchLeaderType, _ElectionsListElectionsType, _ElectionsListCandidatesType, _ElectionsCheckTokenType]):
+_ElectionsCampaignType = typing_extensions.TypeVar(
+    '_ElectionsCampaignType',
+    grpc.StreamStreamMultiCallable[
+        election.pb.election.v1.election_pb2.CampaignRequest,
+        election.pb.election.v1.election_pb2.CampaignResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        election.pb.election.v1.election_pb2.CampaignRequest,
+        election.pb.election.v1.election_pb2.CampaignResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        election.pb.election.v1.election_pb2.CampaignRequest,
+        election.pb.election.v1.election_pb2.CampaignResponse,
+    ],
+)
+
+class ElectionsStub(typing.Generic[_ElectionsGetLeaderType, _ElectionsWatchLeaderType, _ElectionsListElectionsType, _ElectionsListCandidatesType, _ElectionsCheckTokenType, _ElectionsCampaignType]):
     """Leaders and candidates."""
 
     @typing.overload
@@ -133,6 +155,10 @@ class ElectionsStub(typing.Generic[_ElectionsGetLeaderType, _ElectionsWatchLeade
         grpc.UnaryUnaryMultiCallable[
             election.pb.election.v1.election_pb2.CheckTokenRequest,
             election.pb.election.v1.election_pb2.CheckTokenResponse,
+        ],
+        grpc.StreamStreamMultiCallable[
+            election.pb.election.v1.election_pb2.CampaignRequest,
+            election.pb.election.v1.election_pb2.CampaignResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -158,13 +184,21 @@ class ElectionsStub(typing.Generic[_ElectionsGetLeaderType, _ElectionsWatchLeade
             election.pb.election.v1.election_pb2.CheckTokenRequest,
             election.pb.election.v1.election_pb2.CheckTokenResponse,
         ],
+        grpc.aio.StreamStreamMultiCallable[
+            election.pb.election.v1.election_pb2.CampaignRequest,
+            election.pb.election.v1.election_pb2.CampaignResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     GetLeader: _ElectionsGetLeaderType
     """Tells who leads. An election without a leader is not an error: `leader` is then absent."""
 
     WatchLeader: _ElectionsWatchLeaderType
-    """Tells who leads now, and then every change, vacancies included, until the caller ends the call."""
+    """Tells who leads now, and then every change, vacancies included, until the caller ends the call. A caller that was
+    away goes on after the last revision that it has seen: it gets what happened since, or RESET where that is not
+    known any more. OUT_OF_RANGE when etcd has not come to that revision: its history was set back.
+    RESOURCE_EXHAUSTED when the caller lags too far behind.
+    """
 
     ListElections: _ElectionsListElectionsType
     """Lists the elections that somebody stands for, by name."""
@@ -175,6 +209,19 @@ class ElectionsStub(typing.Generic[_ElectionsGetLeaderType, _ElectionsWatchLeade
     CheckToken: _ElectionsCheckTokenType
     """Tells whether a fencing token is that of the present leader. It asks etcd, never the server's memory.
     The answer was true when it was read; only a write that carries the token can hold it true.
+    """
+
+    Campaign: _ElectionsCampaignType
+    """Stands for an election on the caller's behalf, again and again, until the caller ends the call.
+
+    The caller sends `stand`, and then something at least every fifth of the TTL: every message is a heartbeat. Every
+    answer says which one was the last, and for how long the caller may act as the leader, counted from when the
+    caller SENT that one, by the caller's own clock. So an answer that comes late grants nothing that is over. After
+    that time the caller must not act, whether it hears from the server or not. Until then nobody else can lead.
+
+    With STOPPING the caller has to end its work and to say `stopped`; its successor begins only after that, or after
+    the time is over. `resign`, or to half-close the stream, says that no work runs, and ends all. When the stream
+    breaks, or the caller falls silent, the term ends when the time is over.
     """
 
 ElectionsAsyncStub: typing_extensions.TypeAlias = ElectionsStub[
@@ -198,6 +245,10 @@ ElectionsAsyncStub: typing_extensions.TypeAlias = ElectionsStub[
         election.pb.election.v1.election_pb2.CheckTokenRequest,
         election.pb.election.v1.election_pb2.CheckTokenResponse,
     ],
+    grpc.aio.StreamStreamMultiCallable[
+        election.pb.election.v1.election_pb2.CampaignRequest,
+        election.pb.election.v1.election_pb2.CampaignResponse,
+    ],
 ]
 
 class ElectionsServicer(metaclass=abc.ABCMeta):
@@ -217,7 +268,11 @@ class ElectionsServicer(metaclass=abc.ABCMeta):
         request: election.pb.election.v1.election_pb2.WatchLeaderRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[election.pb.election.v1.election_pb2.WatchLeaderResponse], collections.abc.AsyncIterator[election.pb.election.v1.election_pb2.WatchLeaderResponse]]:
-        """Tells who leads now, and then every change, vacancies included, until the caller ends the call."""
+        """Tells who leads now, and then every change, vacancies included, until the caller ends the call. A caller that was
+        away goes on after the last revision that it has seen: it gets what happened since, or RESET where that is not
+        known any more. OUT_OF_RANGE when etcd has not come to that revision: its history was set back.
+        RESOURCE_EXHAUSTED when the caller lags too far behind.
+        """
 
     @abc.abstractmethod
     def ListElections(
@@ -243,6 +298,24 @@ class ElectionsServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[election.pb.election.v1.election_pb2.CheckTokenResponse, collections.abc.Awaitable[election.pb.election.v1.election_pb2.CheckTokenResponse]]:
         """Tells whether a fencing token is that of the present leader. It asks etcd, never the server's memory.
         The answer was true when it was read; only a write that carries the token can hold it true.
+        """
+
+    @abc.abstractmethod
+    def Campaign(
+        self,
+        request_iterator: _MaybeAsyncIterator[election.pb.election.v1.election_pb2.CampaignRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[election.pb.election.v1.election_pb2.CampaignResponse], collections.abc.AsyncIterator[election.pb.election.v1.election_pb2.CampaignResponse]]:
+        """Stands for an election on the caller's behalf, again and again, until the caller ends the call.
+
+        The caller sends `stand`, and then something at least every fifth of the TTL: every message is a heartbeat. Every
+        answer says which one was the last, and for how long the caller may act as the leader, counted from when the
+        caller SENT that one, by the caller's own clock. So an answer that comes late grants nothing that is over. After
+        that time the caller must not act, whether it hears from the server or not. Until then nobody else can lead.
+
+        With STOPPING the caller has to end its work and to say `stopped`; its successor begins only after that, or after
+        the time is over. `resign`, or to half-close the stream, says that no work runs, and ends all. When the stream
+        breaks, or the caller falls silent, the term ends when the time is over.
         """
 
 def add_ElectionsServicer_to_server(servicer: ElectionsServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
@@ -297,15 +370,15 @@ _AgentsWatchAgentsType = typing_extensions.TypeVar(
 
 _AgentsListTombstonesType = typing_extensions.TypeVar(
     '_AgentsListTombstonesType',
-    grpc.UnaryStreamMultiCallable[
+    grpc.UnaryUnaryMultiCallable[
         election.pb.election.v1.election_pb2.ListTombstonesRequest,
         election.pb.election.v1.election_pb2.ListTombstonesResponse,
     ],
-    grpc.aio.UnaryStreamMultiCallable[
+    grpc.aio.UnaryUnaryMultiCallable[
         election.pb.election.v1.election_pb2.ListTombstonesRequest,
         election.pb.election.v1.election_pb2.ListTombstonesResponse,
     ],
-    default=grpc.UnaryStreamMultiCallable[
+    default=grpc.UnaryUnaryMultiCallable[
         election.pb.election.v1.election_pb2.ListTombstonesRequest,
         election.pb.election.v1.election_pb2.ListTombstonesResponse,
     ],
@@ -327,7 +400,71 @@ _AgentsGetBreakerType = typing_extensions.TypeVar(
     ],
 )
 
-class AgentsStub(typing.Generic[_AgentsListAgentsType, _AgentsGetAgentType, _AgentsWatchAgentsType, _AgentsListTombstonesType, _AgentsGetBreakerType]):
+_AgentsSessionType = typing_extensions.TypeVar(
+    '_AgentsSessionType',
+    grpc.StreamStreamMultiCallable[
+        election.pb.election.v1.election_pb2.SessionRequest,
+        election.pb.election.v1.election_pb2.SessionResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        election.pb.election.v1.election_pb2.SessionRequest,
+        election.pb.election.v1.election_pb2.SessionResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        election.pb.election.v1.election_pb2.SessionRequest,
+        election.pb.election.v1.election_pb2.SessionResponse,
+    ],
+)
+
+_AgentsDrainAgentType = typing_extensions.TypeVar(
+    '_AgentsDrainAgentType',
+    grpc.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.DrainAgentRequest,
+        election.pb.election.v1.election_pb2.DrainAgentResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.DrainAgentRequest,
+        election.pb.election.v1.election_pb2.DrainAgentResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.DrainAgentRequest,
+        election.pb.election.v1.election_pb2.DrainAgentResponse,
+    ],
+)
+
+_AgentsReapAgentType = typing_extensions.TypeVar(
+    '_AgentsReapAgentType',
+    grpc.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.ReapAgentRequest,
+        election.pb.election.v1.election_pb2.ReapAgentResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.ReapAgentRequest,
+        election.pb.election.v1.election_pb2.ReapAgentResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.ReapAgentRequest,
+        election.pb.election.v1.election_pb2.ReapAgentResponse,
+    ],
+)
+
+_AgentsRestoreAgentType = typing_extensions.TypeVar(
+    '_AgentsRestoreAgentType',
+    grpc.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.RestoreAgentRequest,
+        election.pb.election.v1.election_pb2.RestoreAgentResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.RestoreAgentRequest,
+        election.pb.election.v1.election_pb2.RestoreAgentResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.RestoreAgentRequest,
+        election.pb.election.v1.election_pb2.RestoreAgentResponse,
+    ],
+)
+
+class AgentsStub(typing.Generic[_AgentsListAgentsType, _AgentsGetAgentType, _AgentsWatchAgentsType, _AgentsListTombstonesType, _AgentsGetBreakerType, _AgentsSessionType, _AgentsDrainAgentType, _AgentsReapAgentType, _AgentsRestoreAgentType]):
     """Agents: their liveness and what they stored."""
 
     @typing.overload
@@ -344,13 +481,29 @@ class AgentsStub(typing.Generic[_AgentsListAgentsType, _AgentsGetAgentType, _Age
             election.pb.election.v1.election_pb2.WatchAgentsRequest,
             election.pb.election.v1.election_pb2.WatchAgentsResponse,
         ],
-        grpc.UnaryStreamMultiCallable[
+        grpc.UnaryUnaryMultiCallable[
             election.pb.election.v1.election_pb2.ListTombstonesRequest,
             election.pb.election.v1.election_pb2.ListTombstonesResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             election.pb.election.v1.election_pb2.GetBreakerRequest,
             election.pb.election.v1.election_pb2.GetBreakerResponse,
+        ],
+        grpc.StreamStreamMultiCallable[
+            election.pb.election.v1.election_pb2.SessionRequest,
+            election.pb.election.v1.election_pb2.SessionResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            election.pb.election.v1.election_pb2.DrainAgentRequest,
+            election.pb.election.v1.election_pb2.DrainAgentResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            election.pb.election.v1.election_pb2.ReapAgentRequest,
+            election.pb.election.v1.election_pb2.ReapAgentResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            election.pb.election.v1.election_pb2.RestoreAgentRequest,
+            election.pb.election.v1.election_pb2.RestoreAgentResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -368,13 +521,29 @@ class AgentsStub(typing.Generic[_AgentsListAgentsType, _AgentsGetAgentType, _Age
             election.pb.election.v1.election_pb2.WatchAgentsRequest,
             election.pb.election.v1.election_pb2.WatchAgentsResponse,
         ],
-        grpc.aio.UnaryStreamMultiCallable[
+        grpc.aio.UnaryUnaryMultiCallable[
             election.pb.election.v1.election_pb2.ListTombstonesRequest,
             election.pb.election.v1.election_pb2.ListTombstonesResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             election.pb.election.v1.election_pb2.GetBreakerRequest,
             election.pb.election.v1.election_pb2.GetBreakerResponse,
+        ],
+        grpc.aio.StreamStreamMultiCallable[
+            election.pb.election.v1.election_pb2.SessionRequest,
+            election.pb.election.v1.election_pb2.SessionResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            election.pb.election.v1.election_pb2.DrainAgentRequest,
+            election.pb.election.v1.election_pb2.DrainAgentResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            election.pb.election.v1.election_pb2.ReapAgentRequest,
+            election.pb.election.v1.election_pb2.ReapAgentResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            election.pb.election.v1.election_pb2.RestoreAgentRequest,
+            election.pb.election.v1.election_pb2.RestoreAgentResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -392,12 +561,38 @@ class AgentsStub(typing.Generic[_AgentsListAgentsType, _AgentsGetAgentType, _Age
     """
 
     ListTombstones: _AgentsListTombstonesType
-    """Lists the tombstones that are kept, of one agent or of all, the oldest reap first. They come in one message or
-    more, none of which has more than 2 MiB. It asks etcd, never the server's memory.
+    """Lists the tombstones that are kept, of one agent or of all, the oldest reap first, in pages of at most 2 MiB. It
+    asks etcd, never the server's memory. A tombstone that is put while somebody goes through the pages is on the last
+    one; one whose retention ends meanwhile may be missing.
     """
 
     GetBreaker: _AgentsGetBreakerType
     """Tells whether collectors may reap at present, and why not."""
+
+    Session: _AgentsSessionType
+    """Is an agent: registers it, renews its lease when the caller says so, and stores its state.
+
+    The server renews nothing by itself. The deadline up to which the agent is alive is when the caller SENT the
+    newest `open` or `renew` that was answered, plus the TTL, less a margin, by the caller's own clock.
+
+    The end of the stream without `leave` changes nothing: the lease lives on until its TTL is over, and before that
+    the session can be opened anew, with the same secret, on any server of the namespace: it has the same incarnation.
+    FAILED_PRECONDITION (AGENT_LOST) when the lease is gone: the agent has to register anew.
+    """
+
+    DrainAgent: _AgentsDrainAgentType
+    """Marks an agent as one that is to take no new work, or removes the mark. NOT_FOUND for an agent that is neither
+    alive nor has registered.
+    """
+
+    ReapAgent: _AgentsReapAgentType
+    """Has a dead agent collected now, whatever the grace and the breaker say, and waits for it. FAILED_PRECONDITION
+    (AGENT_ALIVE) for a live one. UNAVAILABLE (COLLECTOR_SILENT) when no collector has done it in time: the request is
+    withdrawn.
+    """
+
+    RestoreAgent: _AgentsRestoreAgentType
+    """Puts back what was collected of an agent. ALREADY_EXISTS (STATE_EXISTS) when there are other values now."""
 
 AgentsAsyncStub: typing_extensions.TypeAlias = AgentsStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -412,13 +607,29 @@ AgentsAsyncStub: typing_extensions.TypeAlias = AgentsStub[
         election.pb.election.v1.election_pb2.WatchAgentsRequest,
         election.pb.election.v1.election_pb2.WatchAgentsResponse,
     ],
-    grpc.aio.UnaryStreamMultiCallable[
+    grpc.aio.UnaryUnaryMultiCallable[
         election.pb.election.v1.election_pb2.ListTombstonesRequest,
         election.pb.election.v1.election_pb2.ListTombstonesResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         election.pb.election.v1.election_pb2.GetBreakerRequest,
         election.pb.election.v1.election_pb2.GetBreakerResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        election.pb.election.v1.election_pb2.SessionRequest,
+        election.pb.election.v1.election_pb2.SessionResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.DrainAgentRequest,
+        election.pb.election.v1.election_pb2.DrainAgentResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.ReapAgentRequest,
+        election.pb.election.v1.election_pb2.ReapAgentResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        election.pb.election.v1.election_pb2.RestoreAgentRequest,
+        election.pb.election.v1.election_pb2.RestoreAgentResponse,
     ],
 ]
 
@@ -458,9 +669,10 @@ class AgentsServicer(metaclass=abc.ABCMeta):
         self,
         request: election.pb.election.v1.election_pb2.ListTombstonesRequest,
         context: _ServicerContext,
-    ) -> typing.Union[collections.abc.Iterator[election.pb.election.v1.election_pb2.ListTombstonesResponse], collections.abc.AsyncIterator[election.pb.election.v1.election_pb2.ListTombstonesResponse]]:
-        """Lists the tombstones that are kept, of one agent or of all, the oldest reap first. They come in one message or
-        more, none of which has more than 2 MiB. It asks etcd, never the server's memory.
+    ) -> typing.Union[election.pb.election.v1.election_pb2.ListTombstonesResponse, collections.abc.Awaitable[election.pb.election.v1.election_pb2.ListTombstonesResponse]]:
+        """Lists the tombstones that are kept, of one agent or of all, the oldest reap first, in pages of at most 2 MiB. It
+        asks etcd, never the server's memory. A tombstone that is put while somebody goes through the pages is on the last
+        one; one whose retention ends meanwhile may be missing.
         """
 
     @abc.abstractmethod
@@ -470,5 +682,50 @@ class AgentsServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[election.pb.election.v1.election_pb2.GetBreakerResponse, collections.abc.Awaitable[election.pb.election.v1.election_pb2.GetBreakerResponse]]:
         """Tells whether collectors may reap at present, and why not."""
+
+    @abc.abstractmethod
+    def Session(
+        self,
+        request_iterator: _MaybeAsyncIterator[election.pb.election.v1.election_pb2.SessionRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[election.pb.election.v1.election_pb2.SessionResponse], collections.abc.AsyncIterator[election.pb.election.v1.election_pb2.SessionResponse]]:
+        """Is an agent: registers it, renews its lease when the caller says so, and stores its state.
+
+        The server renews nothing by itself. The deadline up to which the agent is alive is when the caller SENT the
+        newest `open` or `renew` that was answered, plus the TTL, less a margin, by the caller's own clock.
+
+        The end of the stream without `leave` changes nothing: the lease lives on until its TTL is over, and before that
+        the session can be opened anew, with the same secret, on any server of the namespace: it has the same incarnation.
+        FAILED_PRECONDITION (AGENT_LOST) when the lease is gone: the agent has to register anew.
+        """
+
+    @abc.abstractmethod
+    def DrainAgent(
+        self,
+        request: election.pb.election.v1.election_pb2.DrainAgentRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[election.pb.election.v1.election_pb2.DrainAgentResponse, collections.abc.Awaitable[election.pb.election.v1.election_pb2.DrainAgentResponse]]:
+        """Marks an agent as one that is to take no new work, or removes the mark. NOT_FOUND for an agent that is neither
+        alive nor has registered.
+        """
+
+    @abc.abstractmethod
+    def ReapAgent(
+        self,
+        request: election.pb.election.v1.election_pb2.ReapAgentRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[election.pb.election.v1.election_pb2.ReapAgentResponse, collections.abc.Awaitable[election.pb.election.v1.election_pb2.ReapAgentResponse]]:
+        """Has a dead agent collected now, whatever the grace and the breaker say, and waits for it. FAILED_PRECONDITION
+        (AGENT_ALIVE) for a live one. UNAVAILABLE (COLLECTOR_SILENT) when no collector has done it in time: the request is
+        withdrawn.
+        """
+
+    @abc.abstractmethod
+    def RestoreAgent(
+        self,
+        request: election.pb.election.v1.election_pb2.RestoreAgentRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[election.pb.election.v1.election_pb2.RestoreAgentResponse, collections.abc.Awaitable[election.pb.election.v1.election_pb2.RestoreAgentResponse]]:
+        """Puts back what was collected of an agent. ALREADY_EXISTS (STATE_EXISTS) when there are other values now."""
 
 def add_AgentsServicer_to_server(servicer: AgentsServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -1,0 +1,26 @@
+"""What the server needs of what it serves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from election.agent_records import Tombstone
+from election.reader import Answer, Reader, Source
+
+
+class ServedReader(Reader, Protocol):
+    """A Reader of one namespace that says how fresh it is, as `View` does."""
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that it reads."""
+        ...
+
+    def source(self) -> Source:
+        """How fresh it is; raises ViewStale when that is too old to answer from."""
+        ...
+
+    def tombstone_pages(self, agent: str | None = None) -> AsyncGenerator[Answer[tuple[Tombstone, ...]]]:
+        """The tombstones that are kept, some at a time, all with the same source; one page or more."""
+        ...
