@@ -194,10 +194,13 @@ class LeaderChannel(grpc.aio.Channel):
         token: Token | None = None
         while True:
             token = _token(await self.leader.until(lambda leader: _token(leader) != token))  # noqa: B023 (used at once)
-            if self._route is not None and self._route.leader.token != token:
-                self._leave()
-            for course in tuple(self._courses):
-                course.depose(token)
+            self._turn_to(token)
+
+    def _turn_to(self, token: Token | None) -> None:
+        if self._route is not None and self._route.leader.token != token:
+            self._leave()
+        for course in tuple(self._courses):
+            course.depose(token)
 
     def _present(self) -> Route:
         try:

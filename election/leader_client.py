@@ -15,9 +15,9 @@ from election.backoff import Backoff
 from election.client import Client, dial
 from election.clock import BootClock, Clock
 from election.config import TlsConfig
-from election.errors import ElectionError, NoLeader, ViewStale
+from election.errors import ElectionError, NoLeader, RolledBack, ViewStale
 from election.published import Published
-from election.reader import MAX_AGE_S, Answer, LeaderEvent, Source, leader_change
+from election.reader import MAX_AGE_S, Answer, LeaderEvent, LeaderEventKind, Source, leader_change
 from election.records import Leader
 
 Led = TypeVar("Led", Leader, Leader | None)
@@ -155,21 +155,32 @@ class LeaderClient:
 
     async def _follow(self) -> None:
         backoff = Backoff(0.25, _RETRY_MAX_S, self._rng)
+        after: int | None = None
         while True:
             try:
-                async with aclosing(self._client.watch_leader(self.election)) as events:
+                events = self._client.watch_leader(self.election, after=after, heartbeat_s=self._heartbeat_s)
+                async with aclosing(events):
                     async for event in events:
-                        self._take(event)
+                        self._take(event, resumed=after is not None)
+                        after = event.source.revision
                         backoff.reset()
             except ElectionError as error:
                 if self._known.value is None:
                     raise
+                if isinstance(error, RolledBack):
+                    after = None
                 self._trouble = str(error)
                 logger.warning("who leads %s is not known at present: %s", self.election, error)
                 await self._clock.sleep_s(backoff.next_s())
 
-    def _take(self, event: LeaderEvent) -> None:
-        self._known.set(_Known(event.leader, event.source, self._clock.now_s()))
+    def _take(self, event: LeaderEvent, *, resumed: bool) -> None:
+        known, now_s = self._known.value, self._clock.now_s()
+        if event.kind is LeaderEventKind.HEARTBEAT and known is not None:
+            self._known.set(replace(known, source=event.source, arrived_at_s=now_s))
+            return
+        if known is not None and not resumed:
+            event = replace(event, kind=LeaderEventKind.RESET)
+        self._known.set(_Known(event.leader, event.source, now_s))
         self._events.set(event)
 
     def _nobody(self) -> str:
