@@ -1,6 +1,6 @@
 """Calls to whoever leads: what each one waits for, whom it went to, and why it ended.
 
-They behave as those of `grpc.aio`, and are made by the channel of `leader_channel.py`.
+They behave as those of `grpc.aio`, and are made by the channel of `leader_routes.py`.
 """
 
 from __future__ import annotations

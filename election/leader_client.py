@@ -100,6 +100,7 @@ class LeaderClient:
         if self._following is not None:
             self._following.cancel()
             await asyncio.wait({self._following})
+        self._known.set(None)
         self._events.set(None)
 
     @property
@@ -109,13 +110,11 @@ class LeaderClient:
         Raises:
             ViewStale: it is more than `max_age_s` seconds old, so that it might not be true any more.
         """
-        known = self._known.value
-        if known is None:
-            raise RuntimeError("the client is not open: use it inside `async with`")
+        known = _open(self._known.value)
         return self._answer(known, known.leader)
 
-    def watch(self) -> AsyncGenerator[LeaderEvent]:
-        """Who leads now (ELECTED or VACATED), and then every change, RESET among them; from the moment of the call.
+    async def watch(self) -> AsyncGenerator[LeaderEvent]:
+        """Who leads now (ELECTED or VACATED), and then every change, RESET among them.
 
         It goes on through times when no server can be reached, and is silent then: `current` tells. It ends with the
         client's block.
@@ -123,7 +122,14 @@ class LeaderClient:
         Raises:
             TooSlow: while reading, by a reader that lags too far behind.
         """
-        return _until_none(self._events.values())
+        async with aclosing(self._events.values()) as events:
+            now = await anext(events)
+            if now is not None:
+                yield replace(now, kind=leader_change(None, now.leader))
+                async for event in events:
+                    if event is None:
+                        return
+                    yield event
 
     async def wait_for_leader(self, timeout_s: float | None = None) -> Answer[Leader]:
         """Waits until somebody leads who has proven it, and that is not too old to be told.
@@ -133,23 +139,22 @@ class LeaderClient:
         """
 
         def is_led(known: _Known | None) -> bool:
-            fresh = known is not None and self._age_s(known) <= self._max_age_s
-            return fresh and known is not None and known.leader is not None and known.leader.proven
+            if known is None or self._age_s(known) > self._max_age_s:
+                return known is None
+            return known.leader is not None and known.leader.proven
 
         try:
             async with asyncio.timeout(timeout_s):
-                known = await self._known.until(is_led)
+                known = _open(await self._known.until(is_led))
         except TimeoutError:
             raise NoLeader(f"after {timeout_s:g} s {self._nobody()}") from None
-        assert known is not None
         assert known.leader is not None
         return self._answer(known, known.leader)
 
     async def until(self, holds: Callable[[Leader | None], bool]) -> Leader | None:
         """Waits until something holds of who leads, as far as is known, and tells who that is then."""
-        await self._known.until(lambda known: known is not None and holds(known.leader))
-        assert self._known.value is not None
-        return self._known.value.leader
+        await self._known.until(lambda known: known is None or holds(known.leader))
+        return _open(self._known.value).leader
 
     # --- what the servers tell -----------------------------------------------------------------------------------
 
@@ -204,14 +209,7 @@ class LeaderClient:
         return Answer(leader, replace(known.source, age_s=age_s))
 
 
-async def _until_none(values: AsyncGenerator[LeaderEvent | None]) -> AsyncGenerator[LeaderEvent]:
-    """Those before the first None; the first one says what is, not what has changed."""
-    async with aclosing(values):
-        first = await anext(values)
-        if first is None:
-            return
-        yield replace(first, kind=leader_change(None, first.leader))
-        async for value in values:
-            if value is None:
-                return
-            yield value
+def _open(known: _Known | None) -> _Known:
+    if known is None:
+        raise RuntimeError("the client is not open: use it inside its block")
+    return known

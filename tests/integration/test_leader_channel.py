@@ -28,7 +28,7 @@ from election.fencing.rpc import claim_of
 from election.fencing.rpc_client import aio_client_fence
 from election.fencing.rpc_server_aio import AioServerFence
 from election.leader_calls import LeaderChanged, NotSent
-from election.leader_channel import LeaderChannel, leader_channel
+from election.leader_routes import LeaderChannel, leader_channel
 from election.server.serving import GrpcServer
 from election.store import Store, connect
 from tests.integration.ran import until
