@@ -24,6 +24,7 @@ from election.errors import (
     AgentLost,
     AgentUnknown,
     BadField,
+    CallerSilent,
     ConfigError,
     Deposed,
     ElectionError,
@@ -32,6 +33,7 @@ from election.errors import (
     NotLeader,
     RecordTooLarge,
     RolledBack,
+    ShuttingDown,
     StateExists,
     ViewStale,
 )
@@ -76,6 +78,8 @@ _KINDS = (
     _Kind(StateExists, StatusCode.ALREADY_EXISTS, pb.ERROR_REASON_STATE_EXISTS),
     _Kind(Deposed, StatusCode.FAILED_PRECONDITION, pb.ERROR_REASON_DEPOSED),
     _Kind(NotLeader, StatusCode.FAILED_PRECONDITION, pb.ERROR_REASON_NOT_LEADER),
+    _Kind(CallerSilent, StatusCode.ABORTED, pb.ERROR_REASON_CALLER_SILENT),
+    _Kind(ShuttingDown, StatusCode.UNAVAILABLE, pb.ERROR_REASON_SHUTTING_DOWN, 0.1),
     _Kind(NoSpace, StatusCode.FAILED_PRECONDITION, pb.ERROR_REASON_ETCD_FULL),
 )
 _UNKNOWN = _Kind(ElectionError, StatusCode.INTERNAL, pb.ERROR_REASON_INTERNAL)

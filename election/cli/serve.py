@@ -59,7 +59,7 @@ def serve(
             recording = await stack.enter_async_context(telemetry(metrics_host, metrics_port, insecure))
             view = await stack.enter_async_context(store.view())
             server = await stack.enter_async_context(
-                GrpcServer(view, grpc_host, grpc_port, server_cert, server_key, insecure)
+                GrpcServer(view, grpc_host, grpc_port, server_cert, server_key, insecure, store=store)
             )
             print_event(
                 settings.json,

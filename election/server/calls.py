@@ -18,7 +18,7 @@ import grpc.aio
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from grpc import StatusCode
 
-from election.errors import ElectionError
+from election.errors import ElectionError, ShuttingDown
 from election.pb.election.v1 import error_reason_pb2 as reasons
 from election.statuses import Status, status, status_of
 
@@ -47,8 +47,7 @@ class Calls:
     def close(self) -> None:
         """Ends all streams, and refuses new ones: the server is about to end."""
         self._closed = True
-        text = "the server is shutting down"
-        self.end_streams(status(StatusCode.UNAVAILABLE, reasons.ERROR_REASON_SHUTTING_DOWN, text, retry_s=0.1))
+        self.end_streams(status_of(ShuttingDown("the server is shutting down")))
 
     def guarded(self, servicer: object, service: ServiceDescriptor) -> Any:
         """The servicer to register: each method of the service, wrapped."""
@@ -97,7 +96,7 @@ async def _statuses(method: str, context: Context) -> AsyncIterator[None]:
     except grpc.aio.AbortError:
         raise
     except NotImplementedError:
-        await context.abort(StatusCode.UNIMPLEMENTED, f"{method} is not implemented")
+        await context.abort(StatusCode.UNIMPLEMENTED, f"this server does not offer {method}")
     except Exception:
         if context.done():  # the caller is gone, and with it whoever could be told
             return
