@@ -27,6 +27,7 @@ ORDER = (
     "etcd",
     "breaker",
     "reader",
+    "leader_history",
     "model",
     "mirror",
     "tombstones",
