@@ -122,7 +122,7 @@ class Background:
         return self.call(bounded())
 
     def iterate(self, values: AsyncGenerator[T]) -> Iterator[T]:
-        """What an asynchronous generator yields; it is closed with this one."""
+        """What an asynchronous generator yields; it is closed when this one is."""
 
         async def next_value() -> tuple[T] | None:
             try:
@@ -133,9 +133,10 @@ class Background:
         try:
             while (value := self.call(next_value())) is not None:
                 yield value[0]
-        finally:
+        except GeneratorExit:
             if self.is_ours:
                 self.call(values.aclose())
+            raise
 
     def soon(self, function: Callable[[], object]) -> None:
         """Calls a function in the loop, soon; safe in a signal handler. Does nothing where `begin` would raise."""

@@ -27,8 +27,13 @@ logger = logging.getLogger("election")
 HEARTBEAT_S = 2.0
 """How often a server says that nothing has happened: what is known is not much older than that."""
 
+_STOPPED_S = 5.0
+"""After this long without a message this process was stopped: `Client` goes on at another server sooner."""
+
 _RETRY_MAX_S = 2.0
 """Much less than what makes an answer stale."""
+
+_SILENCE = "no server has said anything since"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,8 @@ class LeaderClient:
     revision that it was told, and tries again for as long as there is none.
 
     An answer tells how old it is: what the last message said of its age, and the time since it has arrived, by a
-    clock that goes on while the machine is suspended. The way of that message through the network is not in it.
+    clock that goes on while the machine is suspended. The way of that message through the network is not in it; and
+    a process that was stopped for some seconds may take what has piled up meanwhile for news, until it has read it.
     """
 
     def __init__(
@@ -72,7 +78,7 @@ class LeaderClient:
         self._rng = rng or random.Random()
         self._known: Published[_Known | None] = Published(None)
         self._events: Published[LeaderEvent | None] = Published(None)  # None: it does not follow
-        self._trouble = "no server has said anything since"
+        self._trouble = _SILENCE
         self._following: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -165,9 +171,12 @@ class LeaderClient:
             try:
                 events = self._client.watch_leader(self.election, after=after, heartbeat_s=self._heartbeat_s)
                 async with aclosing(events):
+                    waits_since_s = self._clock.now_s()
                     async for event in events:
+                        if self._clock.now_s() - waits_since_s > max(_STOPPED_S, 3 * self._heartbeat_s):
+                            break  # what comes now may have waited for this process for as long
                         self._take(event, resumed=after is not None)
-                        after = event.source.revision
+                        after, waits_since_s = event.source.revision, self._clock.now_s()
                         backoff.reset()
             except ElectionError as error:
                 if self._known.value is None:
@@ -179,6 +188,7 @@ class LeaderClient:
                 await self._clock.sleep_s(backoff.next_s())
 
     def _take(self, event: LeaderEvent, *, resumed: bool) -> None:
+        self._trouble = _SILENCE
         known, now_s = self._known.value, self._clock.now_s()
         if event.kind is LeaderEventKind.HEARTBEAT and known is not None:
             self._known.set(replace(known, source=event.source, arrived_at_s=now_s))
@@ -197,7 +207,7 @@ class LeaderClient:
         return f"nobody leads {self.election!r}{foreign}"
 
     def _age_s(self, known: _Known) -> float:
-        return known.source.age_s + max(self._clock.now_s() - known.arrived_at_s, 0.0)
+        return known.source.age_s + self._clock.now_s() - known.arrived_at_s
 
     def _answer(self, known: _Known, leader: Led) -> Answer[Led]:
         age_s = self._age_s(known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
@@ -12,6 +13,8 @@ from election.config import TlsConfig
 from election.leader_client import HEARTBEAT_S
 from election.reader import MAX_AGE_S, Answer, LeaderEvent
 from election.records import Leader
+
+_LEAVE_S = 1.0
 
 
 class LeaderClient:
@@ -48,7 +51,7 @@ class LeaderClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._background is not None and self._background.is_ours:
-            self._background.call(self._inner.__aexit__(None, None, None))
+            self._background.call(self._leave())
             self._background.close()
 
     @property
@@ -63,6 +66,12 @@ class LeaderClient:
     def wait_for_leader(self, timeout_s: float | None = None) -> Answer[Leader]:
         """Waits for a proven leader; raises NoLeader. See `election.LeaderClient.wait_for_leader`."""
         return self._open.call(self._inner.wait_for_leader(timeout_s))
+
+    async def _leave(self) -> None:
+        await self._inner.__aexit__(None, None, None)
+        waiting = asyncio.all_tasks() - {asyncio.current_task()}
+        if waiting:  # threads that watch are to see its end
+            await asyncio.wait(waiting, timeout=_LEAVE_S)
 
     @property
     def _open(self) -> Background:
