@@ -97,6 +97,10 @@ class NotLeader(ElectionError):
         self.reason = reason
 
 
+class NoLeader(ElectionError, TimeoutError):
+    """Nobody leads, or nobody has been known to, for as long as was waited for it."""
+
+
 class Deposed(ElectionError):
     """A resource refused the token, which is not the leader's any more. Nothing was written."""
 

@@ -128,10 +128,12 @@ class Mirror:
                 for event in missed:
                     yield event
                 if not missed and heartbeat_s is not None:
-                    yield self._heartbeat()
+                    yield self._heartbeat(after)
                 while True:
                     is_told = await reading.wait(heartbeat_s)
-                    yield (reading.next() if is_told else None) or self._heartbeat()
+                    change = reading.next() if is_told else None
+                    after = None if change else after
+                    yield change or self._heartbeat(after)
         finally:
             if not published.has_readers:
                 self._leaders.pop(election, None)
@@ -144,8 +146,10 @@ class Mirror:
         kind = leader_change(None, leader) if after is None else LeaderEventKind.RESET
         return (LeaderEvent(kind, leader, self._source_now()),)
 
-    def _heartbeat(self) -> LeaderEvent:
-        return LeaderEvent(LeaderEventKind.HEARTBEAT, None, self._source_now())
+    def _heartbeat(self, after: int | None) -> LeaderEvent:
+        """Nothing has happened, nor up to the revision after which a watch goes on, which this mirror has reached."""
+        source = replace(self._source_now(), revision=max(self.revision, after or 0))
+        return LeaderEvent(LeaderEventKind.HEARTBEAT, None, source)
 
     def agent_events(self) -> Reading[AgentEvent | None]:
         """Every change of an agent after the call, and a RESET where some are not known."""
