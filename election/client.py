@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
@@ -14,13 +14,15 @@ import grpc.aio
 from election import agent_messages, messages
 from election.agent_records import Agent, StateEntry, Tombstone
 from election.breaker import Breaker
+from election.care import RemoteCare
 from election.clock import Clock
-from election.config import EtcdConfig, TlsConfig
+from election.config import AgentConfig, EtcdConfig, TlsConfig
 from election.errors import ConfigError, RolledBack
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import NOT_REAPED, AgentEvent, AgentFilter, Answer, LeaderEvent, Source, TokenCheck
 from election.records import Candidate, Election, Leader
 from election.remote import Req, Resp, Servers, Unary
+from election.session import Session
 from election.statuses import error_of
 from election.token import Token
 from election.told import ToldAgents, ToldLeader
@@ -188,6 +190,39 @@ class Client:
             except RolledBack:
                 if not told.forget_revisions():
                     raise
+
+    # --- agents ----------------------------------------------------------------------------------------------
+
+    def session(
+        self,
+        id: str,
+        *,
+        address: str = "",
+        labels: Mapping[str, str] | None = None,
+        config: AgentConfig | None = None,
+        takeover: bool = False,
+    ) -> Session:
+        """An agent, which is registered inside its `async with` block, through whichever server answers.
+
+        With `takeover` it begins by ending the life of another holder of its id, if there is one.
+
+        Raises:
+            ConfigError: a name that is not valid, a record of more than 4 KiB, or a TTL that a session cannot have.
+        """
+        return Session(
+            self._servers,
+            lambda: self._servers.converse(lambda server: server.agents.Session),
+            id,
+            address=address,
+            labels=labels,
+            config=config,
+            takeover=takeover,
+        )
+
+    @property
+    def care(self) -> RemoteCare:
+        """What operators do with agents: drain, reap, restore."""
+        return RemoteCare(self._servers)
 
     async def _answer(self, method: Unary[Req, Resp], request: Req) -> Resp:
         try:
