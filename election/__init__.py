@@ -101,8 +101,8 @@ __all__ = [
 
 _PARTS = (
     "agents candidate client collector.collector config errors highwater fencing.highwater_etcd fencing.rpc "
-    "fencing.rpc_client fencing.rpc_server fencing.rpc_server_aio fencing.txn reader remote session store term token views "
-    "fencing.highwater_sqlite"  # the last one: a Python can be without sqlite3
+    "fencing.rpc_client fencing.rpc_server fencing.rpc_server_aio fencing.txn reader remote session store term token "
+    "views fencing.highwater_sqlite"  # the last one: a Python can be without sqlite3
 )
 
 
