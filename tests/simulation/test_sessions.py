@@ -6,11 +6,14 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 
 from election.config import AgentConfig
 from election.errors import AgentExists, AgentLost, ConfigError, ElectionError, LossReason, NoSpace
+from election.etcd.methods import TXN, Method
 from election.keys import REGISTRATION
 from election.pb.election.v1 import election_pb2 as pb
 from election.registration import Registration
@@ -195,6 +198,29 @@ async def test_a_lost_answer_to_the_first_open_is_asked_for_again() -> None:
             assert session.incarnation == alive(here.etcd)
             assert hosts.current == 1
             assert len(here.etcd.lessor.saved()) == 1
+
+
+@virtual
+async def test_an_open_that_is_given_up_midway_takes_nothing_with_it() -> None:
+    """It has registered, hangs before it hears so, and goes on when the next server has the session: that stays."""
+    here = world()
+    async with halls_in(here) as hosts:
+        hung = hosts.halls[0]
+
+        async def hang(_: int, method: Method[Any, Any], answer: Message) -> None:
+            if alive(here.etcd) and method.path == TXN.path:
+                if hosts.current == 0:
+                    hung.pause()
+                await hung.awake()
+                await asyncio.sleep(0.2)  # first it is told that the caller has gone
+
+        hung.machine.transport.after_call = hang
+        async with hosts.session(config=CONFIG) as session, observed(here, session):
+            assert hosts.current == 1
+            first = session.check()
+            hung.resume()
+            await asyncio.sleep(2 * TTL_S)
+            assert session.check() == first
 
 
 @virtual
