@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -19,8 +19,9 @@ from election.clock import BootClock, Clock
 from election.config import TlsConfig
 from election.errors import ElectionError
 from election.pb.election.v1 import election_pb2_grpc as services
+from election.pb.election.v1 import error_reason_pb2 as reasons
 from election.reader import MAX_AGE_S
-from election.statuses import error_of
+from election.statuses import error_of, name_of, reason_in
 
 Req = TypeVar("Req")
 Resp = TypeVar("Resp")
@@ -33,6 +34,9 @@ ELSEWHERE = {
     grpc.StatusCode.UNKNOWN,
 }
 """What can be different on another server, or a moment later. All calls of `ask` are reads, and may be repeated."""
+
+_FINAL = {name_of(reasons.ERROR_REASON_COLLECTOR_SILENT)}
+"""Reasons that another server would give as well."""
 
 # A watch on which nothing happens is silent: pings show that its server is still there.
 _OPTIONS = (
@@ -48,7 +52,14 @@ _OPTIONS = (
 
 
 class ServerUnavailable(ElectionError):
-    """No server answered in time, or none has a view that is fresh enough to answer from."""
+    """No server answered in time, or none has a view that is fresh enough to answer from.
+
+    `indefinite` says whether a write may have happened all the same.
+    """
+
+    def __init__(self, message: str, *, indefinite: bool = False) -> None:
+        super().__init__(message)
+        self.indefinite = indefinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,49 @@ class Server:
 
 Unary = Callable[[Server], grpc.aio.UnaryUnaryMultiCallable[Req, Resp]]
 Streaming = Callable[[Server], grpc.aio.UnaryStreamMultiCallable[Req, Resp]]
+BothWays = Callable[[Server], grpc.aio.StreamStreamMultiCallable[Req, Resp]]
+
+
+class Conversation(Generic[Req, Resp]):
+    """A call that streams in both directions, to one server. Use it from one task for each direction.
+
+    Reading and writing raise ServerUnavailable for what may be different on another server, and else the error that
+    the server has ended the call with.
+    """
+
+    def __init__(self, call: grpc.aio.StreamStreamCall[Any, Any], number: int, servers: Servers) -> None:
+        self._call = call
+        self._number = number
+        self._servers = servers
+
+    async def write(self, request: Req) -> None:
+        """Sends one message."""
+        try:
+            await self._call.write(request)
+        except grpc.aio.AioRpcError as error:
+            raise self._servers.error_of(error, self._number) from None
+        except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:  # the call ended between two writes
+            raise self._servers.unavailable(self._number, str(error)) from None
+
+    async def read(self) -> Resp | None:
+        """The next message, or None when the server has ended the call. Cancelling it breaks the call."""
+        try:
+            message = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise self._servers.error_of(error, self._number) from None
+        return None if message is grpc.aio.EOF else cast("Resp", message)
+
+    def cancel(self) -> None:
+        """Ends the call; safe at any time, and more than once."""
+        self._call.cancel()
+
+    def silent(self) -> ServerUnavailable:
+        """The error to raise when the server has not answered in time."""
+        return self._servers.unavailable(self._number, self._servers.silence)
+
+    def avoid(self) -> None:
+        """Lets the next call go to another server."""
+        self._servers.avoid(self._number)
 
 
 class Servers:
@@ -88,17 +142,17 @@ class Servers:
         rng: random.Random | None = None,
     ) -> None:
         self.addresses = addresses
-        self._tls = tls
-        self._bearer = bearer
         self.call_timeout_s = call_timeout_s
         self.attempt_timeout_s = attempt_timeout_s
-        self._clock = clock or BootClock()
-        self._rng = rng or random.Random()
-        self._current = self._rng.randrange(len(addresses))
+        self.clock: Clock = clock or BootClock()
+        self.rng = rng or random.Random()
+        self._tls = tls
+        self._bearer = bearer
+        self._current = self.rng.randrange(len(addresses))
         self._channels: Channels | None = None
 
     async def __aenter__(self) -> Self:
-        self._channels = Channels(self.addresses, self._tls, _OPTIONS, clock=self._clock)
+        self._channels = Channels(self.addresses, self._tls, _OPTIONS, clock=self.clock)
         return self
 
     async def __aexit__(
@@ -117,40 +171,51 @@ class Servers:
         """What goes along with every call."""
         return None if self._bearer is None else self._bearer.metadata()
 
-    async def ask(self, method: Unary[Req, Resp], request: Req) -> Resp:
-        """One question and its answer; raises AioRpcError for what all servers would answer the same."""
+    def converse(self, method: BothWays[Req, Resp]) -> Conversation[Req, Resp]:
+        """A call that streams in both directions, to the server that is asked at present."""
+        number = self._current
+        server = self._server(number)
+        call = method(server)(metadata=self.metadata())
+        server.line.carry(call)
+        return Conversation(call, number, self)
+
+    async def ask(self, method: Unary[Req, Resp], request: Req, *, takes_s: float = 0.0) -> Resp:
+        """One question and its answer; raises AioRpcError for what all servers would answer the same.
+
+        `takes_s` is how long a server may work on it: all time limits are longer by so much.
+        """
 
         async def attempt(server: Server, left_s: float) -> Resp:
-            timeout_s = max(min(left_s, self.attempt_timeout_s), 0.001)
+            timeout_s = max(min(left_s, self.attempt_timeout_s + takes_s), 0.001)
             call = method(server)(request, timeout=timeout_s, metadata=self.metadata())
             server.line.carry(call)
             return await call
 
-        return await self._try(attempt)
+        return await self._try(attempt, self.call_timeout_s + takes_s)
 
-    async def _try(self, attempt: Callable[[Server, float], Awaitable[Resp]]) -> Resp:
-        give_up_at_s = self._clock.now_s() + self.call_timeout_s
-        backoff = self._backoff()
+    async def _try(self, attempt: Callable[[Server, float], Awaitable[Resp]], limit_s: float) -> Resp:
+        give_up_at_s = self.clock.now_s() + limit_s
+        backoff = self.backoff()
         asked = 0
         failed: ServerUnavailable | None = None
         while True:
             number = self._current
             try:
-                return await attempt(self._server(number), give_up_at_s - self._clock.now_s())
+                return await attempt(self._server(number), give_up_at_s - self.clock.now_s())
             except grpc.aio.AioRpcError as error:
-                if error.code() not in ELSEWHERE:
+                if error.code() not in ELSEWHERE or reason_in(error.trailing_metadata()) in _FINAL:
                     raise
                 # A reason that a server gave says more than that the last attempt had no time left.
                 if failed is None or error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                    failed = self._unavailable(number, error.details() or error.code().name)
+                    failed = self.unavailable(number, error.details() or error.code().name)
             except TimeoutError:
-                failed = failed or self._unavailable(number, self._silent)
-            self._avoid(number)
+                failed = failed or self.unavailable(number, self.silence)
+            self.avoid(number)
             asked += 1
             pause_s = 0.0 if asked < len(self.addresses) else backoff.next_s()
-            if self._clock.now_s() + pause_s >= give_up_at_s:
+            if self.clock.now_s() + pause_s >= give_up_at_s:
                 raise failed
-            await self._clock.sleep_s(pause_s)
+            await self.clock.sleep_s(pause_s)
 
     async def streams(
         self, method: Streaming[Req, Resp], request: Callable[[], Req], *, silent_s: float
@@ -161,8 +226,8 @@ class Servers:
 
         Raises ServerUnavailable rather than be blind for more than MAX_AGE_S, and else what a server refused it for.
         """
-        give_up_at_s = self._clock.now_s() + self.call_timeout_s
-        backoff = self._backoff()
+        give_up_at_s = self.clock.now_s() + self.call_timeout_s
+        backoff = self.backoff()
         while True:
             number, heard = self._current, False
             server = self._server(number)
@@ -184,29 +249,27 @@ class Servers:
                     raise error_of(error) from None
                 why = error.details() or error.code().name
             except TimeoutError:
-                why = f"no message within {silent_s:g} s" if heard else self._silent
+                why = f"no message within {silent_s:g} s" if heard else self.silence
             finally:
                 call.cancel()
-            self._avoid(number)
+            self.avoid(number)
             if heard:
-                give_up_at_s = self._clock.now_s() + MAX_AGE_S
+                give_up_at_s = self.clock.now_s() + MAX_AGE_S
                 backoff.reset()
             pause_s = backoff.next_s()
-            if self._clock.now_s() + pause_s >= give_up_at_s:
-                raise self._unavailable(number, why)
-            await self._clock.sleep_s(pause_s)
+            if self.clock.now_s() + pause_s >= give_up_at_s:
+                raise self.unavailable(number, why)
+            await self.clock.sleep_s(pause_s)
 
-    def present(self) -> tuple[int, Server]:
-        """The number of the server that is asked at present, and the stubs for one new call."""
-        return self._current, self._server(self._current)
-
-    def failed(self, number: int, why: str) -> ServerUnavailable:
-        """The error for a server that does not do what it has to; the next one is asked from now on."""
-        self._avoid(number)
-        return self._unavailable(number, why)
+    def error_of(self, error: grpc.aio.AioRpcError, number: int) -> ElectionError:
+        """The error to raise for a call to one server."""
+        if error.code() in ELSEWHERE:
+            return self.unavailable(number, error.details() or error.code().name)
+        return error_of(error)
 
     @property
-    def _silent(self) -> str:
+    def silence(self) -> str:
+        """What is said of a server that does not answer."""
         return f"no message within {self.attempt_timeout_s:g} s"
 
     def _server(self, number: int) -> Server:
@@ -215,15 +278,17 @@ class Servers:
             raise RuntimeError("the client is not open: use it inside `async with`")
         return Server.on(self._channels[number])
 
-    def _backoff(self) -> Backoff:
-        return Backoff(0.05, 0.5, self._rng)
+    def backoff(self) -> Backoff:
+        """The pauses between attempts."""
+        return Backoff(0.05, 0.5, self.rng)
 
-    def _avoid(self, number: int) -> None:
+    def avoid(self, number: int) -> None:
         """Goes on to the next server, unless another call has done so already."""
         if self._current == number:
             self._current = (number + 1) % len(self.addresses)
 
-    def _unavailable(self, number: int, why: str) -> ServerUnavailable:
+    def unavailable(self, number: int, why: str) -> ServerUnavailable:
+        """The error to raise when a server cannot answer."""
         line = " ".join(why.split())
         line = line if len(line) <= 200 else line[:197] + "..."
         others = f", and neither can the other {len(self.addresses) - 1}" if len(self.addresses) > 1 else ""

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from election.care import Care, EtcdCare
 from election.client import dial
 from election.config import DEFAULT_ENDPOINT, DEFAULT_NAMESPACE, LONGEST_TTL_S, TlsConfig
 from election.keys import Keyspace, check_name
@@ -64,6 +65,16 @@ class Settings:
         else:
             async with self.store() as store, store.view(scope(store.keyspace)) as view:
                 yield view
+
+    @asynccontextmanager
+    async def care(self, server: str | None) -> AsyncGenerator[Care]:
+        """What does something about agents: the gRPC API when a server is named, else etcd, in the operator's name."""
+        if server is not None:
+            async with dial(server, tls=self.tls) as client:
+                yield client.care
+        else:
+            async with self.store() as store:
+                yield EtcdCare(store.client, store.keyspace, by=operator())
 
 
 def setting(*names: str, **attributes: Any) -> Callable[[F], F]:

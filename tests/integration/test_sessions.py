@@ -50,7 +50,7 @@ class Raw:
     numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     async def say(self, **action: Any) -> int:
-        sequence = next(self.numbers)
+        sequence: int = next(self.numbers)
         await self.call.write(pb.SessionRequest(sequence=sequence, **action))
         return sequence
 
