@@ -26,6 +26,7 @@ logger = logging.getLogger("election")
 _RETRY_S, _RETRY_MAX_S = 0.05, 0.5
 _LOOK_S = 1.0
 """The longest time between two looks at the clock, which goes on in a suspend, when timers stand still."""
+_LEAST_S = 0.001
 
 
 class SessionServers(Protocol):
@@ -149,7 +150,7 @@ class SessionKeeper:
             if stream.error is not None:
                 raise stream.error
             if (wait_s := due_at_s - self._clock.now_s()) > 0:
-                await asyncio.wait({stream.reading}, timeout=min(wait_s, left_s, _LOOK_S))
+                await asyncio.wait({stream.reading}, timeout=max(min(wait_s, left_s, _LOOK_S), _LEAST_S))
                 continue
             sent_at_s = self._clock.now_s()
             answer = await stream.ask(min(self._servers.attempt_timeout_s, left_s), renew=pb.SessionRequest.Renew())

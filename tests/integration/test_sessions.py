@@ -104,10 +104,10 @@ class Api:
     def session(self) -> Raw:
         return Raw(self.agents.Session())
 
-    async def open(self, secret: bytes, agent: str = "w", *, ttl_s: int = TTL_S, **more: Any) -> Raw:
+    async def open(self, secret: bytes, agent: str = "w", **more: Any) -> Raw:
         """A stream on which a session was asked for."""
         raw = self.session()
-        await raw.say(open=pb.SessionRequest.Open(agent=agent, secret=secret, ttl=Duration(seconds=ttl_s), **more))
+        await raw.say(open=pb.SessionRequest.Open(agent=agent, secret=secret, ttl=Duration(seconds=TTL_S), **more))
         return raw
 
     async def opened(self, secret: bytes, agent: str = "w", **more: Any) -> tuple[Raw, pb.SessionResponse.Opened]:
@@ -261,8 +261,8 @@ async def test_two_opens_at_once_make_one_life(apis: list[Api]) -> None:
 async def test_another_secret_opens_nothing(apis: list[Api]) -> None:
     """Neither with the incarnation nor without; the life goes on."""
     raw, opened = await apis[0].opened(secret())
-    for more in ({}, {"incarnation": opened.incarnation}):
-        other = await apis[1].open(secret(), **more)
+    for incarnation in (0, opened.incarnation):
+        other = await apis[1].open(secret(), incarnation=incarnation)
         assert await other.refused() == (StatusCode.ALREADY_EXISTS, "AGENT_EXISTS")
     assert (await raw.renew()).HasField("renewed")
 
@@ -274,9 +274,9 @@ async def test_an_agent_that_is_alive_over_etcd_has_no_secret(apis: list[Api]) -
     store = apis[0].store
     await store.client.delete(store.keyspace.alive("w"))  # as whoever takes over does, before it ends the lease
     async with store.agent("w"):
-        for more in ({}, {"incarnation": opened.incarnation}):
-            code, reason = await (await apis[1].open(mine, **more)).refused()
-            assert reason == ("AGENT_LOST" if more else "AGENT_EXISTS"), code
+        for incarnation in (0, opened.incarnation):
+            code, reason = await (await apis[1].open(mine, incarnation=incarnation)).refused()
+            assert reason == ("AGENT_LOST" if incarnation else "AGENT_EXISTS"), code
         await raw.say(put=pb.SessionRequest.Put(key="task", value=b"x"))
         assert await raw.refused() == (StatusCode.FAILED_PRECONDITION, "AGENT_LOST")
 
