@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.duration_pb2 import Duration
 
 from election import agent_messages, messages
 from election.agent_records import Agent, StateEntry, Tombstone
+from election.bearer import Bearer, check_private
 from election.breaker import Breaker
 from election.care import RemoteCare
-from election.clock import Clock
-from election.config import AgentConfig, EtcdConfig, TlsConfig
+from election.clock import BootClock, Clock
+from election.config import AgentConfig, CandidateConfig, EtcdConfig, TlsConfig
+from election.conversation import Conversation
 from election.errors import ConfigError, RolledBack
 from election.pb.election.v1 import election_pb2 as pb
-from election.reader import NOT_REAPED, AgentEvent, AgentFilter, Answer, LeaderEvent, Source, TokenCheck
+from election.reader import (
+    NOT_REAPED,
+    AgentEvent,
+    AgentEventKind,
+    AgentFilter,
+    Answer,
+    LeaderEvent,
+    LeaderEventKind,
+    Source,
+    TokenCheck,
+)
 from election.records import Candidate, Election, Leader
 from election.remote import Req, Resp, Servers, Unary
+from election.remote_candidate import RemoteCandidate
 from election.session import Session
 from election.statuses import error_of
 from election.token import Token
 from election.told import ToldAgents, ToldLeader
+from election.watchdog import Watchdog
 
 CALL_TIMEOUT_S = 5.0
 """What one question may take on all servers together; also what a watch may take to begin."""
@@ -33,17 +50,47 @@ CALL_TIMEOUT_S = 5.0
 ATTEMPT_TIMEOUT_S = 2.0
 """After this long without an answer the next server is asked."""
 
+HEARTBEAT_S = 5.0
+"""How often a server has to say on a silent watch that it is there, and that its view is fresh."""
 
-def dial(servers: str | Iterable[str], *, tls: TlsConfig | None = None) -> Client:
+
+class _PageRequest(Protocol):
+    """A request of ours for one page of a list."""
+
+    page_token: str
+
+
+class _Page(Protocol):
+    """An answer of ours that is one page of a list."""
+
+    @property
+    def view(self) -> pb.View: ...
+
+    @property
+    def next_page_token(self) -> str: ...
+
+
+PageReq = TypeVar("PageReq", bound=_PageRequest)
+Paged = TypeVar("Paged", bound=_Page)
+
+
+def dial(
+    servers: str | Iterable[str],
+    *,
+    tls: TlsConfig | None = None,
+    token: str | Path | None = None,
+    insecure: bool = False,
+) -> Client:
     """A client for `async with`; nothing is sent before that.
 
     `servers` is one or several HOST:PORT, also as one text with commas. A scheme of https asks for TLS with the
-    system's roots where no `tls` is given.
+    system's roots where no `tls` is given. `token` is a bearer token, or the file that holds one, which is read again
+    when it changes. It goes over plain text to this machine alone, unless `insecure` is said.
 
     Raises:
-        ConfigError: for addresses that cannot be used.
+        ConfigError: for addresses, files and tokens that cannot be used.
     """
-    return Client(servers, tls=tls)
+    return Client(servers, tls=tls, token=token, insecure=insecure)
 
 
 class Client:
@@ -63,6 +110,8 @@ class Client:
         servers: str | Iterable[str],
         *,
         tls: TlsConfig | None = None,
+        token: str | Path | None = None,
+        insecure: bool = False,
         call_timeout_s: float = CALL_TIMEOUT_S,
         attempt_timeout_s: float = ATTEMPT_TIMEOUT_S,
         clock: Clock | None = None,
@@ -73,9 +122,13 @@ class Client:
             raise ConfigError("no server is given: name at least one HOST:PORT")
         parsed = EtcdConfig.parse(written, tls=tls)  # both kinds of addresses are written the same way
         self.addresses = parsed.endpoints
+        self._watchdog = Watchdog()
+        if token is not None and not insecure:
+            check_private(parsed.endpoints, parsed.tls)
         self._servers = Servers(
             parsed.endpoints,
             parsed.tls,
+            bearer=None if token is None else Bearer(token, clock or BootClock()),
             call_timeout_s=call_timeout_s,
             attempt_timeout_s=attempt_timeout_s,
             clock=clock,
@@ -97,24 +150,52 @@ class Client:
         """The address of the server that is asked at present."""
         return self._servers.address
 
+    def candidate(
+        self,
+        election: str,
+        *,
+        id: str,
+        address: str = "",
+        labels: Mapping[str, str] | None = None,
+        priority: int = 0,
+        ttl_s: int = CandidateConfig().ttl_s,
+    ) -> RemoteCandidate:
+        """A candidate that stands through the servers, without etcd; use it inside the client's block.
+
+        Raises:
+            ConfigError: a name or a TTL that cannot be used.
+        """
+        return RemoteCandidate(
+            self._servers,
+            election,
+            id=id,
+            address=address,
+            labels=labels,
+            priority=priority,
+            ttl_s=ttl_s,
+            watchdog=self._watchdog,
+        )
+
     # --- questions -------------------------------------------------------------------------------------------
 
-    async def leader(self, election: str) -> Answer[Leader | None]:
+    async def leader(self, election: str, *, linearizable: bool = False) -> Answer[Leader | None]:
         """Who leads; None when nobody does."""
-        request = _request(pb.GetLeaderRequest, election=election)
+        request = _request(pb.GetLeaderRequest, election=election, linearizable=linearizable)
         answer = await self._answer(lambda server: server.elections.GetLeader, request)
         return Answer(_leader(answer), messages.source_from(answer.view))
 
-    async def elections(self) -> Answer[tuple[Election, ...]]:
+    async def elections(self, *, linearizable: bool = False) -> Answer[tuple[Election, ...]]:
         """The elections that somebody stands for, by name."""
-        answer = await self._answer(lambda server: server.elections.ListElections, pb.ListElectionsRequest())
-        return Answer(tuple(map(messages.election_from, answer.elections)), messages.source_from(answer.view))
+        request = pb.ListElectionsRequest(linearizable=linearizable)
+        pages = await self._pages(lambda server: server.elections.ListElections, request)
+        return Answer(tuple(messages.election_from(each) for page in pages for each in page.elections), _source(pages))
 
-    async def candidates(self, election: str) -> Answer[tuple[Candidate, ...]]:
+    async def candidates(self, election: str, *, linearizable: bool = False) -> Answer[tuple[Candidate, ...]]:
         """The candidates of one election, oldest first."""
-        request = _request(pb.ListCandidatesRequest, election=election)
-        answer = await self._answer(lambda server: server.elections.ListCandidates, request)
-        return Answer(tuple(map(messages.candidate_from, answer.candidates)), messages.source_from(answer.view))
+        request = _request(pb.ListCandidatesRequest, election=election, linearizable=linearizable)
+        pages = await self._pages(lambda server: server.elections.ListCandidates, request)
+        found = (messages.candidate_from(each) for page in pages for each in page.candidates)
+        return Answer(tuple(found), _source(pages))
 
     async def check_token(self, election: str, token: Token) -> Answer[TokenCheck]:
         """Whether the token is that of the present leader; the server asks etcd."""
@@ -122,17 +203,23 @@ class Client:
         answer = await self._answer(lambda server: server.elections.CheckToken, request)
         return Answer(TokenCheck(answer.current, _leader(answer)), messages.source_from(answer.view))
 
-    async def agents(self, chosen: AgentFilter = NOT_REAPED) -> Answer[tuple[Agent, ...]]:
+    async def agents(
+        self, chosen: AgentFilter = NOT_REAPED, *, linearizable: bool = False
+    ) -> Answer[tuple[Agent, ...]]:
         """The agents that fit, by id."""
         if not chosen.states:  # a request that names no state asks for those that are not reaped
-            return Answer((), (await self.agents()).source)
+            return Answer((), (await self.agents(linearizable=linearizable)).source)
         request = _request(agent_messages.filter_message, chosen=chosen)
-        answer = await self._answer(lambda server: server.agents.ListAgents, request)
-        return Answer(tuple(map(agent_messages.agent_from, answer.agents)), messages.source_from(answer.view))
+        request.linearizable = linearizable
+        pages = await self._pages(lambda server: server.agents.ListAgents, request)
+        found = (agent_messages.agent_from(each) for page in pages for each in page.agents)
+        return Answer(tuple(found), _source(pages))
 
-    async def agent(self, id: str) -> Answer[tuple[Agent, tuple[StateEntry, ...]] | None]:
+    async def agent(
+        self, id: str, *, linearizable: bool = False
+    ) -> Answer[tuple[Agent, tuple[StateEntry, ...]] | None]:
         """One agent and its state; None when it is not known."""
-        request = _request(pb.GetAgentRequest, id=id)
+        request = _request(pb.GetAgentRequest, id=id, linearizable=linearizable)
         try:
             answer = await self._servers.ask(lambda server: server.agents.GetAgent, request)
         except grpc.aio.AioRpcError as error:
@@ -145,8 +232,9 @@ class Client:
     async def tombstones(self, agent: str | None = None) -> Answer[tuple[Tombstone, ...]]:
         """The tombstones of one agent or of all, the oldest reap first; the server asks etcd."""
         request = _request(pb.ListTombstonesRequest, agent=_named(agent))
-        answer = await self._answer(lambda server: server.agents.ListTombstones, request)
-        return Answer(tuple(map(agent_messages.tombstone_from, answer.tombstones)), messages.source_from(answer.view))
+        pages = await self._pages(lambda server: server.agents.ListTombstones, request)
+        found = (agent_messages.tombstone_from(each) for page in pages for each in page.tombstones)
+        return Answer(tuple(found), _source(pages))
 
     async def breaker(self) -> Answer[Breaker]:
         """Whether collectors may reap at present; the server asks etcd."""
@@ -155,29 +243,53 @@ class Client:
 
     # --- watches ---------------------------------------------------------------------------------------------
 
-    async def watch_leader(self, election: str) -> AsyncGenerator[LeaderEvent]:
-        """Who leads now (ELECTED or VACATED), and then every change; changes during a break are told as one."""
-        request = _request(pb.WatchLeaderRequest, election=election)
-        told = ToldLeader()
-        streams = self._servers.streams(lambda server: server.elections.WatchLeader, lambda: request)
-        async with aclosing(streams):
-            async for message in streams:
-                if message is not None and (event := told.news(messages.leader_event_from(message))):
-                    yield event
+    async def watch_leader(
+        self, election: str, *, after: int | None = None, heartbeat_s: float | None = None
+    ) -> AsyncGenerator[LeaderEvent]:
+        """Who leads now (ELECTED or VACATED), or what has changed since a revision, and then every change.
 
-    async def watch_agents(self, *, after: int | None = None) -> AsyncGenerator[AgentEvent]:
+        After a break it goes on where it was, and tells what happened meanwhile. Where the server does not know that
+        any more it is told as a RESET, unless the same term goes on. So it is when etcd's history is set back.
+        """
+        told = ToldLeader(after)
+        while True:
+            streams = self._servers.streams(
+                lambda server: server.elections.WatchLeader,
+                lambda: _request(
+                    pb.WatchLeaderRequest,
+                    election=election,
+                    after_revision=told.after,
+                    heartbeat=_heartbeat(heartbeat_s),
+                ),
+                silent_s=_silent_s(heartbeat_s),
+            )
+            try:
+                async with aclosing(streams):
+                    async for message in streams:
+                        event = message and told.news(messages.leader_event_from(message))
+                        if event and (heartbeat_s is not None or event.kind is not LeaderEventKind.HEARTBEAT):
+                            yield event
+            except RolledBack:
+                if not told.forget_revisions():
+                    raise
+
+    async def watch_agents(
+        self, *, after: int | None = None, heartbeat_s: float | None = None
+    ) -> AsyncGenerator[AgentEvent]:
         """Every agent (PRESENT), one SYNCED, and then every change; with `after`, first what was reaped since.
 
         After a break it goes on where it was: what was reaped meanwhile is told from the tombstones, and other changes
-        are found by comparing, where several of one agent are told as one. An agent that is gone, and that no
-        tombstone tells of any more, is told as REAPED with a tombstone that has no `reaped_at`. So it is when etcd's
-        history is set back during a watch, which begins anew then, and compares.
+        are found by comparing, where several of one agent are told as one. So it is when the server itself has missed
+        changes; a RESET is never told. An agent that is gone, and that no tombstone tells of any more, is told as
+        REAPED with a tombstone that has no `reaped_at`. So it is when etcd's history is set back during a watch, which
+        begins anew then, and compares.
         """
         told = ToldAgents(after)
         while True:
             streams = self._servers.streams(
                 lambda server: server.agents.WatchAgents,
-                lambda: _request(pb.WatchAgentsRequest, after_revision=told.after),
+                lambda: _request(pb.WatchAgentsRequest, after_revision=told.after, heartbeat=_heartbeat(heartbeat_s)),
+                silent_s=_silent_s(heartbeat_s),
             )
             try:
                 async with aclosing(streams):
@@ -186,7 +298,8 @@ class Client:
                             told.begin()
                             continue
                         for event in told.news(agent_messages.agent_event_from(message)):
-                            yield event
+                            if heartbeat_s is not None or event.kind is not AgentEventKind.HEARTBEAT:
+                                yield event
             except RolledBack:
                 if not told.forget_revisions():
                     raise
@@ -211,7 +324,7 @@ class Client:
         """
         return Session(
             self._servers,
-            lambda: self._servers.converse(lambda server: server.agents.Session),
+            lambda: Conversation(self._servers, lambda server: server.agents.Session),
             id,
             address=address,
             labels=labels,
@@ -223,6 +336,14 @@ class Client:
     def care(self) -> RemoteCare:
         """What operators do with agents: drain, reap, restore."""
         return RemoteCare(self._servers)
+
+    async def _pages(self, method: Unary[PageReq, Paged], request: PageReq) -> list[Paged]:
+        """All pages of a list, each from whichever server answers."""
+        pages = [await self._answer(method, request)]
+        while token := pages[-1].next_page_token:
+            request.page_token = token
+            pages.append(await self._answer(method, request))
+        return pages
 
     async def _answer(self, method: Unary[Req, Resp], request: Req) -> Resp:
         try:
@@ -246,6 +367,25 @@ def _request(kind: Callable[..., Req], **fields: Any) -> Req:
         return kind(**fields)
     except (ValueError, TypeError) as error:  # text that is not Unicode, a number of more than 64 bits
         raise ConfigError(f"this cannot be asked: {error}") from None
+
+
+def _heartbeat(asked_s: float | None) -> Duration:
+    """How often the server is to give a sign of life: it is asked for one though nobody wants to be told."""
+    heartbeat = Duration()
+    heartbeat.FromNanoseconds(round((HEARTBEAT_S if asked_s is None else asked_s) * 1e9))
+    return heartbeat
+
+
+def _silent_s(asked_s: float | None) -> float:
+    """How long a stream may be silent: one heartbeat may come late."""
+    return 2 * (HEARTBEAT_S if asked_s is None else asked_s)
+
+
+def _source(pages: Sequence[Paged]) -> Source:
+    """That of a list of several pages: what it holds throughout was so at the oldest."""
+    sources = [messages.source_from(page.view) for page in pages]
+    oldest = min(sources, key=lambda source: source.revision)
+    return replace(oldest, age_s=max(source.age_s for source in sources))
 
 
 def _source_in(error: grpc.aio.AioRpcError) -> Source:

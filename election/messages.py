@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.protobuf.duration_pb2 import Duration
 
 from election import wire
+from election.errors import BadField, LossReason
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import LeaderEvent, LeaderEventKind, Source
 from election.records import Candidate, Election, Leader
@@ -14,6 +15,7 @@ from election.token import Token
 VIEW_METADATA = "election-view-bin"
 """The trailing metadata of a NOT_FOUND that holds the View: also the answer that there is nothing has an age."""
 
+_LOSSES = {reason: pb.LossReason.Value(f"LOSS_REASON_{reason.name}") for reason in LossReason}
 _LONGEST_S = 315_576_000_000.0
 """The longest Duration that protobuf defines, some 10,000 years."""
 
@@ -21,7 +23,11 @@ _LEADER_KINDS = {
     LeaderEventKind.ELECTED: pb.WatchLeaderResponse.KIND_ELECTED,
     LeaderEventKind.UPDATED: pb.WatchLeaderResponse.KIND_UPDATED,
     LeaderEventKind.VACATED: pb.WatchLeaderResponse.KIND_VACATED,
+    LeaderEventKind.RESET: pb.WatchLeaderResponse.KIND_RESET,
+    LeaderEventKind.HEARTBEAT: pb.WatchLeaderResponse.KIND_HEARTBEAT,
 }
+
+SHORTEST_HEARTBEAT_S, LONGEST_HEARTBEAT_S = 1.0, 300.0
 
 # --- records to messages -------------------------------------------------------------------------------------
 
@@ -85,6 +91,11 @@ def leader_event_message(event: LeaderEvent, namespace: str = "") -> pb.WatchLea
     )
 
 
+def loss_message(reason: LossReason) -> pb.LossReason.ValueType:
+    """Why a term ended."""
+    return _LOSSES[reason]
+
+
 # --- messages to records -------------------------------------------------------------------------------------
 
 
@@ -132,7 +143,23 @@ def election_from(message: pb.Election) -> Election:
     return Election(message.id, message.candidates, leader)
 
 
+def heartbeat_from(request: pb.WatchLeaderRequest | pb.WatchAgentsRequest) -> float | None:
+    """How often a watch is to give a sign of life, in seconds; raises BadField for what is too often or too seldom."""
+    if not request.HasField("heartbeat"):
+        return None
+    heartbeat_s = request.heartbeat.seconds + request.heartbeat.nanos / 1e9
+    if not SHORTEST_HEARTBEAT_S <= heartbeat_s <= LONGEST_HEARTBEAT_S:
+        between = f"{SHORTEST_HEARTBEAT_S:g} s and {LONGEST_HEARTBEAT_S:g} s"
+        raise BadField(f"a heartbeat every {heartbeat_s:g} s cannot be: it is between {between}", field="heartbeat")
+    return heartbeat_s
+
+
 def leader_event_from(message: pb.WatchLeaderResponse) -> LeaderEvent:
     """One message of WatchLeader; raises ElectionError for a kind that this version does not know."""
     leader = leader_from(message.leader) if message.HasField("leader") else None
     return LeaderEvent(wire.known(_LEADER_KINDS, message.kind, "leader event"), leader, source_from(message.view))
+
+
+def loss_from(sent: pb.LossReason.ValueType) -> LossReason | None:
+    """Why a term ended; None where nothing is said, or something that this version does not know."""
+    return next((reason for reason, each in _LOSSES.items() if each == sent), None)

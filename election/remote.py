@@ -7,12 +7,13 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Self, TypeVar, cast
 
 import grpc
 import grpc.aio
 
 from election.backoff import Backoff
+from election.bearer import Bearer, Metadata
 from election.channels import Channels, Line
 from election.clock import BootClock, Clock
 from election.config import TlsConfig
@@ -25,16 +26,18 @@ from election.statuses import error_of, name_of, reason_in
 Req = TypeVar("Req")
 Resp = TypeVar("Resp")
 
-# What can be different on another server, or a moment later. All calls are reads, so each may be repeated.
-_ELSEWHERE = {
+ELSEWHERE = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
 }
+"""What can be different on another server, or a moment later. All calls of `ask` may be repeated."""
+
 _FINAL = {name_of(reasons.ERROR_REASON_COLLECTOR_SILENT)}
-"""Reasons that another server would give as well."""
+"""Reasons of such a status that another server would give as well."""
+
 # A watch on which nothing happens is silent: pings show that its server is still there.
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
@@ -75,49 +78,6 @@ class Server:
 
 Unary = Callable[[Server], grpc.aio.UnaryUnaryMultiCallable[Req, Resp]]
 Streaming = Callable[[Server], grpc.aio.UnaryStreamMultiCallable[Req, Resp]]
-BothWays = Callable[[Server], grpc.aio.StreamStreamMultiCallable[Req, Resp]]
-
-
-class Conversation(Generic[Req, Resp]):
-    """A call that streams in both directions, to one server. Use it from one task for each direction.
-
-    Reading and writing raise ServerUnavailable for what may be different on another server, and else the error that
-    the server has ended the call with.
-    """
-
-    def __init__(self, call: grpc.aio.StreamStreamCall[Any, Any], number: int, servers: Servers) -> None:
-        self._call = call
-        self._number = number
-        self._servers = servers
-
-    async def write(self, request: Req) -> None:
-        """Sends one message."""
-        try:
-            await self._call.write(request)
-        except grpc.aio.AioRpcError as error:
-            raise self._servers.error_of(error, self._number) from None
-        except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:  # the call ended between two writes
-            raise self._servers.unavailable(self._number, str(error)) from None
-
-    async def read(self) -> Resp | None:
-        """The next message, or None when the server has ended the call. Cancelling it breaks the call."""
-        try:
-            message = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise self._servers.error_of(error, self._number) from None
-        return None if message is grpc.aio.EOF else cast("Resp", message)
-
-    def cancel(self) -> None:
-        """Ends the call; safe at any time, and more than once."""
-        self._call.cancel()
-
-    def silent(self) -> ServerUnavailable:
-        """The error to raise when the server has not answered in time."""
-        return self._servers.unavailable(self._number, self._servers.silence)
-
-    def avoid(self) -> None:
-        """Lets the next call go to another server."""
-        self._servers.avoid(self._number)
 
 
 class Servers:
@@ -134,15 +94,17 @@ class Servers:
         *,
         call_timeout_s: float,
         attempt_timeout_s: float,
+        bearer: Bearer | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.addresses = addresses
+        self._tls = tls
+        self._bearer = bearer
         self.call_timeout_s = call_timeout_s
         self.attempt_timeout_s = attempt_timeout_s
         self.clock: Clock = clock or BootClock()
         self.rng = rng or random.Random()
-        self._tls = tls
         self._current = self.rng.randrange(len(addresses))
         self._channels: Channels | None = None
 
@@ -162,13 +124,9 @@ class Servers:
         """The address of the server that is asked at present."""
         return self.addresses[self._current]
 
-    def converse(self, method: BothWays[Req, Resp]) -> Conversation[Req, Resp]:
-        """A call that streams in both directions, to the server that is asked at present."""
-        number = self._current
-        server = self._server(number)
-        call = method(server)()
-        server.line.carry(call)
-        return Conversation(call, number, self)
+    def metadata(self) -> Metadata | None:
+        """What goes along with every call."""
+        return None if self._bearer is None else self._bearer.metadata()
 
     async def ask(self, method: Unary[Req, Resp], request: Req, *, takes_s: float = 0.0) -> Resp:
         """One question and its answer; raises AioRpcError for what all servers would answer the same.
@@ -177,7 +135,8 @@ class Servers:
         """
 
         async def attempt(server: Server, left_s: float) -> Resp:
-            call = method(server)(request, timeout=max(min(left_s, self.attempt_timeout_s + takes_s), 0.001))
+            timeout_s = max(min(left_s, self.attempt_timeout_s + takes_s), 0.001)
+            call = method(server)(request, timeout=timeout_s, metadata=self.metadata())
             server.line.carry(call)
             return await call
 
@@ -185,7 +144,7 @@ class Servers:
 
     async def _try(self, attempt: Callable[[Server, float], Awaitable[Resp]], limit_s: float) -> Resp:
         give_up_at_s = self.clock.now_s() + limit_s
-        backoff = self.backoff()
+        backoff = self._backoff()
         asked = 0
         failed: ServerUnavailable | None = None
         while True:
@@ -193,68 +152,75 @@ class Servers:
             try:
                 return await attempt(self._server(number), give_up_at_s - self.clock.now_s())
             except grpc.aio.AioRpcError as error:
-                if error.code() not in _ELSEWHERE or reason_in(error.trailing_metadata()) in _FINAL:
+                if error.code() not in ELSEWHERE or reason_in(error.trailing_metadata()) in _FINAL:
                     raise
                 # A reason that a server gave says more than that the last attempt had no time left.
                 if failed is None or error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                    failed = self.unavailable(number, error.details() or error.code().name)
+                    failed = self._unavailable(number, error.details() or error.code().name)
             except TimeoutError:
-                failed = failed or self.unavailable(number, self.silence)
-            self.avoid(number)
+                failed = failed or self._unavailable(number, self._silent)
+            self._avoid(number)
             asked += 1
             pause_s = 0.0 if asked < len(self.addresses) else backoff.next_s()
             if self.clock.now_s() + pause_s >= give_up_at_s:
                 raise failed
             await self.clock.sleep_s(pause_s)
 
-    async def streams(self, method: Streaming[Req, Resp], request: Callable[[], Req]) -> AsyncGenerator[Resp | None]:
+    async def streams(
+        self, method: Streaming[Req, Resp], request: Callable[[], Req], *, silent_s: float
+    ) -> AsyncGenerator[Resp | None]:
         """The messages of one stream after another, with a None where a stream begins, which asks for `request()`.
+
+        A stream that is silent for longer than `silent_s` has lost its server. Its first message is sent at once.
 
         Raises ServerUnavailable rather than be blind for more than MAX_AGE_S, and else what a server refused it for.
         """
         give_up_at_s = self.clock.now_s() + self.call_timeout_s
-        backoff = self.backoff()
+        backoff = self._backoff()
         while True:
             number, heard = self._current, False
             server = self._server(number)
-            call = method(server)(request())
+            call = method(server)(request(), metadata=self.metadata())
             server.line.carry(call)
             try:
-                async with asyncio.timeout(self.attempt_timeout_s):  # the first message is sent at once
+                async with asyncio.timeout(self.attempt_timeout_s):
                     message = await call.read()
                 yield None
                 while message is not grpc.aio.EOF:
                     heard = True
                     yield cast("Resp", message)
-                    message = await call.read()
+                    async with asyncio.timeout(silent_s):
+                        message = await call.read()
                 why = "it ended the stream"
             except grpc.aio.AioRpcError as error:
                 lagged = heard and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # begin again where it was
-                if error.code() not in _ELSEWHERE and not lagged:
+                if error.code() not in ELSEWHERE and not lagged:
                     raise error_of(error) from None
                 why = error.details() or error.code().name
             except TimeoutError:
-                why = self.silence
+                why = f"no message within {silent_s:g} s" if heard else self._silent
             finally:
                 call.cancel()
-            self.avoid(number)
+            self._avoid(number)
             if heard:
                 give_up_at_s = self.clock.now_s() + MAX_AGE_S
                 backoff.reset()
             pause_s = backoff.next_s()
             if self.clock.now_s() + pause_s >= give_up_at_s:
-                raise self.unavailable(number, why)
+                raise self._unavailable(number, why)
             await self.clock.sleep_s(pause_s)
 
-    def error_of(self, error: grpc.aio.AioRpcError, number: int) -> ElectionError:
-        """The error to raise for a call to one server."""
-        if error.code() in _ELSEWHERE:
-            return self.unavailable(number, error.details() or error.code().name)
-        return error_of(error)
+    def present(self) -> tuple[int, Server]:
+        """The number of the server that is asked at present, and the stubs for one new call."""
+        return self._current, self._server(self._current)
+
+    def failed(self, number: int, why: str) -> ServerUnavailable:
+        """The error for a server that does not do what it has to; the next one is asked from now on."""
+        self._avoid(number)
+        return self._unavailable(number, why)
 
     @property
-    def silence(self) -> str:
-        """What is said of a server that does not answer."""
+    def _silent(self) -> str:
         return f"no message within {self.attempt_timeout_s:g} s"
 
     def _server(self, number: int) -> Server:
@@ -263,17 +229,15 @@ class Servers:
             raise RuntimeError("the client is not open: use it inside `async with`")
         return Server.on(self._channels[number])
 
-    def backoff(self) -> Backoff:
-        """The pauses between attempts."""
+    def _backoff(self) -> Backoff:
         return Backoff(0.05, 0.5, self.rng)
 
-    def avoid(self, number: int) -> None:
+    def _avoid(self, number: int) -> None:
         """Goes on to the next server, unless another call has done so already."""
         if self._current == number:
             self._current = (number + 1) % len(self.addresses)
 
-    def unavailable(self, number: int, why: str) -> ServerUnavailable:
-        """The error to raise when a server cannot answer."""
+    def _unavailable(self, number: int, why: str) -> ServerUnavailable:
         line = " ".join(why.split())
         line = line if len(line) <= 200 else line[:197] + "..."
         others = f", and neither can the other {len(self.addresses) - 1}" if len(self.addresses) > 1 else ""

@@ -18,7 +18,7 @@ from election.lives import Lives
 from election.pb.election.v1 import election_pb2 as pb
 from election.published import Published
 from election.registration import Registration
-from election.session_messages import LONGEST_SECRET, check_ttl, failure_from, seconds
+from election.session_messages import LONGEST_SECRET, check_ttl, seconds
 from election.session_stream import SessionStream, Wire
 
 logger = logging.getLogger("election")
@@ -155,9 +155,7 @@ class SessionKeeper:
             sent_at_s = self._clock.now_s()
             answer = await stream.ask(min(self._servers.attempt_timeout_s, left_s), renew=pb.SessionRequest.Renew())
             if answer.HasField("failure"):
-                error = failure_from(answer.failure)
-                stream.give_up(error)
-                raise error
+                raise stream.give_up(answer.failure.message)
             self._extend(sent_at_s, answer.renewed.ttl.ToNanoseconds() / 1e9)
             self.draining = answer.renewed.draining
             backoff.reset()

@@ -25,17 +25,27 @@ from election.errors import (
     AgentLost,
     AgentUnknown,
     BadField,
+    BadToken,
+    CallerSilent,
     CollectorSilent,
     ConfigError,
     Deposed,
     ElectionError,
     EtcdUnavailable,
+    LimitExceeded,
     NoSpace,
     NotLeader,
+    NotYourAgent,
+    PermissionDenied,
     RecordTooLarge,
     RolledBack,
     SessionMoved,
+    ShuttingDown,
     StateExists,
+    TokenExpired,
+    TooManyRequests,
+    TooManyStreams,
+    Unauthenticated,
     ViewStale,
 )
 from election.pb.election.v1 import error_reason_pb2 as pb
@@ -81,7 +91,16 @@ _KINDS = (
     _Kind(StateExists, StatusCode.ALREADY_EXISTS, pb.ERROR_REASON_STATE_EXISTS),
     _Kind(Deposed, StatusCode.FAILED_PRECONDITION, pb.ERROR_REASON_DEPOSED),
     _Kind(NotLeader, StatusCode.FAILED_PRECONDITION, pb.ERROR_REASON_NOT_LEADER),
+    _Kind(CallerSilent, StatusCode.ABORTED, pb.ERROR_REASON_CALLER_SILENT),
+    _Kind(ShuttingDown, StatusCode.UNAVAILABLE, pb.ERROR_REASON_SHUTTING_DOWN, 0.1),
     _Kind(NoSpace, StatusCode.FAILED_PRECONDITION, pb.ERROR_REASON_ETCD_FULL),
+    _Kind(BadToken, StatusCode.UNAUTHENTICATED, pb.ERROR_REASON_BAD_TOKEN),
+    _Kind(TokenExpired, StatusCode.UNAUTHENTICATED, pb.ERROR_REASON_TOKEN_EXPIRED),
+    _Kind(Unauthenticated, StatusCode.UNAUTHENTICATED, pb.ERROR_REASON_NO_IDENTITY),
+    _Kind(NotYourAgent, StatusCode.PERMISSION_DENIED, pb.ERROR_REASON_NOT_YOUR_AGENT),
+    _Kind(PermissionDenied, StatusCode.PERMISSION_DENIED, pb.ERROR_REASON_ROLE_MISSING),
+    _Kind(TooManyRequests, StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_TOO_MANY_REQUESTS),
+    _Kind(TooManyStreams, StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_TOO_MANY_STREAMS),
 )
 _UNKNOWN = _Kind(ElectionError, StatusCode.INTERNAL, pb.ERROR_REASON_INTERNAL)
 
@@ -92,8 +111,8 @@ _BY_CODE: dict[StatusCode, type[ElectionError]] = {
     StatusCode.RESOURCE_EXHAUSTED: TooSlow,
     StatusCode.OUT_OF_RANGE: RolledBack,
     StatusCode.ALREADY_EXISTS: AgentExists,
-    StatusCode.PERMISSION_DENIED: AccessDenied,
-    StatusCode.UNAUTHENTICATED: AccessDenied,
+    StatusCode.PERMISSION_DENIED: PermissionDenied,
+    StatusCode.UNAUTHENTICATED: Unauthenticated,
 }
 
 
@@ -109,8 +128,9 @@ def status_of(error: ElectionError) -> Status:
     """
     kind = next((kind for kind in _KINDS if isinstance(error, kind.error)), _UNKNOWN)
     field = error.field if isinstance(error, BadField) else ""
+    retry_s = error.retry_after_s if isinstance(error, LimitExceeded) else kind.retry_s
     more = _told_of_keys(error.keys) if isinstance(error, StateExists) else {}
-    return status(kind.code, kind.reason, str(error), retry_s=kind.retry_s, field=field, more=more)
+    return status(kind.code, kind.reason, str(error), retry_s=retry_s, field=field, more=more)
 
 
 def _told_of_keys(keys: tuple[str, ...]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
@@ -13,10 +13,13 @@ from typing import Self
 from election.agent_records import Agent, AgentState, StateEntry, Tombstone
 from election.breaker import Breaker
 from election.errors import ConfigError, ViewStale
-from election.etcd.client import EtcdClient
-from election.keys import REGISTRATION, Keyspace
+from election.etcd import txn
+from election.etcd.client import EtcdClient, Repeat
+from election.etcd.listing import list_all
+from election.keys import REGISTRATION, Keyspace, TombstoneKey
 from election.mirror import Mirror
-from election.model import Kept
+from election.model import Kept, Model
+from election.pb.etcd.kv_pb2 import KeyValue
 from election.reader import (
     MAX_AGE_S,
     NOT_REAPED,
@@ -25,6 +28,7 @@ from election.reader import (
     AgentFilter,
     Answer,
     LeaderEvent,
+    LeaderEventKind,
     Source,
     TokenCheck,
     complete_up_to,
@@ -101,23 +105,39 @@ class View:
             )
         return source
 
-    async def leader(self, election: str) -> Answer[Leader | None]:
+    async def _model(self, prefix: bytes, *, linearizable: bool) -> tuple[Model, Source]:
+        """What is in memory; or what is below a prefix of etcd, read now.
+
+        To wait until memory is as far as etcd says that it is would not do: signs of life of a watch can run ahead of
+        the events in etcd before 3.4.25 and 3.5.8 (#15220).
+        """
+        if not linearizable:
+            return self._mirror.model, self.source()
+        listed = await list_all(self._client, prefix)
+        return self._read(listed.kvs), Source(listed.header.cluster_id, listed.header.revision, 0.0)
+
+    def _read(self, kvs: Iterable[KeyValue]) -> Model:
+        model = Model()
+        for kv in sorted(kvs, key=lambda kv: kv.mod_revision):
+            model.put(self._keyspace.parse(kv.key), kv)
+        return model
+
+    async def leader(self, election: str, *, linearizable: bool = False) -> Answer[Leader | None]:
         """Who leads, from memory."""
-        self._keyspace.campaign(election)
-        return Answer(self._mirror.model.leader(election), self.source())
+        model, source = await self._model(self._keyspace.campaign(election), linearizable=linearizable)
+        return Answer(model.leader(election), source)
 
-    async def elections(self) -> Answer[tuple[Election, ...]]:
+    async def elections(self, *, linearizable: bool = False) -> Answer[tuple[Election, ...]]:
         """The elections that somebody stands for, from memory."""
-        rows = sorted(self._mirror.model.elections.items())
-        return Answer(
-            tuple(Election(name, len(queue), leader_of(queue.values())) for name, queue in rows), self.source()
-        )
+        model, source = await self._model(self._keyspace.campaigns, linearizable=linearizable)
+        rows = sorted(model.elections.items())
+        return Answer(tuple(Election(name, len(queue), model.leader(name)) for name, queue in rows), source)
 
-    async def candidates(self, election: str) -> Answer[tuple[Candidate, ...]]:
+    async def candidates(self, election: str, *, linearizable: bool = False) -> Answer[tuple[Candidate, ...]]:
         """The candidates of one election, from memory."""
-        self._keyspace.campaign(election)
-        queue = self._mirror.model.elections.get(election, {}).values()
-        return Answer(tuple(sorted(queue, key=lambda candidate: candidate.created)), self.source())
+        model, source = await self._model(self._keyspace.campaign(election), linearizable=linearizable)
+        queue = model.elections.get(election, {}).values()
+        return Answer(tuple(sorted(queue, key=lambda candidate: candidate.created)), source)
 
     async def check_token(self, election: str, token: Token) -> Answer[TokenCheck]:
         """Whether the token is that of the present leader: one linearizable read of etcd."""
@@ -126,44 +146,70 @@ class View:
         current = leader is not None and leader.token == token
         return Answer(TokenCheck(current, leader), Source(listed.header.cluster_id, listed.header.revision, 0.0))
 
-    async def agents(self, chosen: AgentFilter = NOT_REAPED) -> Answer[tuple[Agent, ...]]:
+    async def agents(
+        self, chosen: AgentFilter = NOT_REAPED, *, linearizable: bool = False
+    ) -> Answer[tuple[Agent, ...]]:
         """The agents that fit, from memory."""
-        return Answer(tuple(agent for agent in self._mirror.model.agents() if chosen.takes(agent)), self.source())
+        model, source = await self._model(self._keyspace.agents, linearizable=linearizable)
+        return Answer(tuple(agent for agent in model.agents() if chosen.takes(agent)), source)
 
     async def agents_by_state(self) -> Answer[Mapping[AgentState, int]]:
         """How many agents there are, from memory, at the same cost however many these are."""
         return Answer(dict(self._mirror.model.agents_by_state), self.source())
 
-    async def agent(self, id: str) -> Answer[tuple[Agent, tuple[StateEntry, ...]] | None]:
+    async def agent(
+        self, id: str, *, linearizable: bool = False
+    ) -> Answer[tuple[Agent, tuple[StateEntry, ...]] | None]:
         """One agent from memory, with its state's values from one linearizable read of etcd."""
         prefix = self._keyspace.states(id)
-        listed = await self._client.list(prefix)
-        agent = self._mirror.model.agent(id)
+        if linearizable:
+            stored, agent, source = await self._read_agent(id)
+        else:
+            stored = tuple((await self._client.list(prefix)).kvs)
+            agent, source = self._mirror.model.agent(id), self.source()
         if agent is None:
-            return Answer(None, self.source())
-        entries = (StateEntry.of(prefix, kv) for kv in listed.kvs)
-        return Answer((agent, tuple(entry for entry in entries if entry.key != REGISTRATION)), self.source())
+            return Answer(None, source)
+        entries = (StateEntry.of(prefix, kv) for kv in stored)
+        return Answer((agent, tuple(entry for entry in entries if entry.key != REGISTRATION)), source)
+
+    async def _read_agent(self, id: str) -> tuple[tuple[KeyValue, ...], Agent | None, Source]:
+        keys = self._keyspace
+        reads = [
+            txn.get_prefix(keys.states(id)),
+            txn.get(keys.alive(id)),
+            txn.get(keys.draining(id)),
+            txn.get_prefix(keys.tombstones(id)),
+        ]
+        answer = await self._client.txn([], reads, repeat=Repeat.SAFE)
+        stored, *others = (tuple(each.response_range.kvs) for each in answer.responses)
+        model = self._read(kv for kvs in (stored, *others) for kv in kvs)
+        return stored, model.agent(id), Source(answer.header.cluster_id, answer.header.revision, 0.0)
 
     async def tombstones(self, agent: str | None = None) -> Answer[tuple[Tombstone, ...]]:
         """The tombstones of one agent or of all, the oldest reap first, by linearizable reads of etcd."""
         found: list[Tombstone] = []
         async with aclosing(self.tombstone_pages(agent)) as pages:
             async for page in pages:
-                found += page.value
+                found += [tombstone for _, tombstone in page.value]
         return Answer(tuple(found), page.source)
 
-    async def tombstone_pages(self, agent: str | None = None) -> AsyncGenerator[Answer[tuple[Tombstone, ...]]]:
-        """The same, some at a time: of each page the values have some MiB at most. There is one page or more.
+    async def tombstone_pages(
+        self, agent: str | None = None, *, after: tuple[int, TombstoneKey] | None = None
+    ) -> AsyncGenerator[Answer[tuple[tuple[int, Tombstone], ...]]]:
+        """The same, some at a time, with the revision of each: those after one, by revision and key.
 
-        Those are told that were kept at the revision of the source, and still are when it is their turn.
+        Of each page the values have some MiB at most; there is one page or more. Those are told that were kept at the
+        revision of the source, and still are when it is their turn.
         """
         header, kept = await list_tombstones(self._client, self._keyspace, agent, self._mirror.model)
+        if after is not None:
+            kept = [each for each in kept if (each.revision, each.key) > after]
         source = Source(header.cluster_id, header.revision, 0.0)
         if not kept:
             yield Answer((), source)
         async with aclosing(read_tombstones(self._client, self._keyspace, kept)) as batches:
             async for batch in batches:
-                yield Answer(tuple(tombstone for _, tombstone in batch), source)
+                yield Answer(tuple((each.revision, tombstone) for each, tombstone in batch), source)
 
     async def breaker(self) -> Answer[Breaker]:
         """Whether collectors may reap at present: one linearizable read of etcd."""
@@ -172,17 +218,42 @@ class View:
 
     # --- watches ---------------------------------------------------------------------------------------------
 
-    async def watch_leader(self, election: str) -> AsyncGenerator[LeaderEvent]:
-        """Who leads now, and then every change; raises TooSlow for a reader that lags too far behind."""
+    async def watch_leader(
+        self, election: str, *, after: int | None = None, heartbeat_s: float | None = None
+    ) -> AsyncGenerator[LeaderEvent]:
+        """Who leads now, or what has changed after a revision, and then every change.
+
+        Where changes cannot be told it is a RESET: at the beginning when those since that revision are not remembered,
+        and later when this view itself has missed some. A term that goes on is no reason for one: none was missed.
+        Changes of its record may be told as one then.
+
+        A HEARTBEAT has a source that is fresh enough to answer from, like every answer. A view that has not come to
+        the revision waits for it, for CATCH_UP_S.
+
+        Raises:
+            ConfigError: `after` is not a revision.
+            RolledBack: etcd has not come to it: its history was set back since. One that was, and has passed it since,
+                cannot be told from one that was not.
+            ViewStale: the view has not, or has not heard from etcd for too long.
+            TooSlow: the reader lags too far behind; it can go on after the last event that it was told.
+        """
         self._keyspace.campaign(election)
+        if after is not None:
+            await self._mirror.reach(_revision(after))
         self.source()
-        async with aclosing(self._mirror.leader_events(election)) as events:
-            yield replace(await anext(events), source=self.source())
+        async with aclosing(self._mirror.leader_events(election, after, heartbeat_s)) as events:
             async for event in events:
+                if event.kind is LeaderEventKind.HEARTBEAT:
+                    self.source()
                 yield replace(event, source=self._mirror.source(event.source.revision))
 
-    async def watch_agents(self, *, after: int | None = None) -> AsyncGenerator[AgentEvent]:
+    async def watch_agents(
+        self, *, after: int | None = None, heartbeat_s: float | None = None
+    ) -> AsyncGenerator[AgentEvent]:
         """Every agent, one SYNCED, and then every change; with `after`, first what was reaped since that revision.
+
+        When this view has missed changes it is told: RESET, and all that again, after the last event. When etcd's
+        history was set back, nothing is told of what was reaped meanwhile.
 
         A view that has not come to that revision waits for it, for CATCH_UP_S.
 
@@ -194,12 +265,28 @@ class View:
         """
         if after is not None:
             await self._mirror.reach(_revision(after))
-        source = self.source()
-        async with aclosing(self._mirror.agent_events()) as events:
-            await anext(events)  # what happened last, before this watch began
+        self.source()
+        times_set_back, is_reset = self._mirror.times_set_back, False
+        while True:
+            if self._mirror.times_set_back != times_set_back:
+                times_set_back, after = self._mirror.times_set_back, None
+            async with aclosing(self._watch_agents_unbroken(after, heartbeat_s, is_reset)) as events:
+                async for event in events:
+                    after = event.source.revision
+                    yield event
+            is_reset = True
+
+    async def _watch_agents_unbroken(
+        self, after: int | None, heartbeat_s: float | None, is_reset: bool
+    ) -> AsyncGenerator[AgentEvent]:
+        """A watch that ends when the view has missed changes."""
+        with self._mirror.agent_events() as changes:
             # Nothing is awaited between the registration and the end of these lines: they are of one revision.
             present = {agent.id: agent for agent in self._mirror.model.present()}
             missed = () if after is None else self._mirror.model.kept_after(after)
+            source = self._mirror.source()
+            if is_reset:
+                yield AgentEvent(AgentEventKind.RESET, None, self._mirror.source(after))
             async with aclosing(self._reaped(missed, present, source)) as reaped:
                 async for event in reaped:
                     yield event
@@ -207,8 +294,12 @@ class View:
             for agent in present.values():
                 yield AgentEvent(AgentEventKind.PRESENT, agent, source)
             yield AgentEvent(AgentEventKind.SYNCED, None, source)
-            async for change in events:
-                if change is not None:
+            while True:
+                if not await changes.wait(heartbeat_s):
+                    yield AgentEvent(AgentEventKind.HEARTBEAT, None, self.source())
+                elif (change := changes.next()) is None or change.kind is AgentEventKind.RESET:
+                    return
+                else:
                     yield change
 
     async def _reaped(

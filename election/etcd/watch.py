@@ -31,16 +31,20 @@ _SILENT_BEATS = 2
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything under the prefix at one revision, oldest key first. What was known before is void."""
+    """Everything under the prefix at one revision, oldest key first. What was known before is void.
+
+    `set_back` says that etcd's history may have been: what was seen of it before need not have happened.
+    """
 
     revision: int
     cluster_id: int
     kvs: tuple[kv.KeyValue, ...]
+    set_back: bool = False
 
     @classmethod
-    def of(cls, listed: rpc.RangeResponse) -> Snapshot:
+    def of(cls, listed: rpc.RangeResponse, *, set_back: bool = False) -> Snapshot:
         """What a list has brought."""
-        return cls(listed.header.revision, listed.header.cluster_id, tuple(listed.kvs))
+        return cls(listed.header.revision, listed.header.cluster_id, tuple(listed.kvs), set_back)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGe
         EtcdUnavailable: etcd could not be reached for the first list.
         EtcdError: for what will not pass by itself, such as a missing permission.
     """
-    begun = False
+    begun = set_back = False
     while True:
         try:
             listed = await list_all(client, prefix)
@@ -83,15 +87,16 @@ async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGe
             continue
         begun = True
         backoff.reset()
-        yield Snapshot.of(listed)
+        yield Snapshot.of(listed, set_back=set_back)
         try:
             header = listed.header
             async with aclosing(watch(client, prefix, header.revision + 1, backoff, header.raft_term)) as items:
                 async for item in items:
                     yield item
         except Compacted:
-            continue
+            set_back = False
         except RolledBack:
+            set_back = True
             await client.clock.sleep_s(backoff.next_s())
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
 
 from election.messages import (
     candidate_message,
     election_message,
+    heartbeat_from,
     leader_event_message,
     leader_message,
     view_message,
@@ -18,7 +18,11 @@ from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
 from election.records import Leader
 from election.resources import election_id
-from election.server.calls import Context
+from election.server.access.caller import current_caller
+from election.server.access.roles import Role
+from election.server.campaigns import Campaigns
+from election.server.handlers import Context
+from election.server.pages import Page
 from election.server.served import ServedReader
 from election.token import Token
 
@@ -26,35 +30,45 @@ from election.token import Token
 class ElectionsServicer(services.ElectionsServicer):
     """Answers from a Reader. Its methods raise ElectionError kinds; the server makes statuses of them."""
 
-    def __init__(self, reader: ServedReader) -> None:
+    def __init__(self, reader: ServedReader, campaigns: Campaigns | None = None) -> None:
         self._reader = reader
+        self._campaigns = campaigns
         self._namespace = reader.namespace
 
     async def GetLeader(self, request: pb.GetLeaderRequest, context: Context) -> pb.GetLeaderResponse:
         """Tells who leads."""
-        answer = await self._reader.leader(election_id(request.election))
+        answer = await self._reader.leader(election_id(request.election), linearizable=request.linearizable)
         return pb.GetLeaderResponse(view=view_message(answer.source, self._namespace), leader=_leader(answer.value))
 
     async def WatchLeader(
         self, request: pb.WatchLeaderRequest, context: Context
     ) -> AsyncGenerator[pb.WatchLeaderResponse]:
-        """Tells who leads now, and every change."""
-        async with aclosing(self._reader.watch_leader(election_id(request.election))) as events:
+        """Tells who leads now, or what has changed since a revision, and every change."""
+        election, heartbeat_s = election_id(request.election), heartbeat_from(request)
+        after = request.after_revision if request.HasField("after_revision") else None
+        watch = self._reader.watch_leader(election, after=after, heartbeat_s=heartbeat_s)
+        async with aclosing(watch) as events:
             async for event in events:
                 yield leader_event_message(event, self._namespace)
 
     async def ListElections(self, request: pb.ListElectionsRequest, context: Context) -> pb.ListElectionsResponse:
-        """Lists the elections."""
-        answer = await self._reader.elections()
+        """Lists the elections that the caller may read."""
+        page = Page[pb.Election](request, "elections", str)
+        answer = await self._reader.elections(linearizable=request.linearizable)
+        caller = current_caller.get()
+        readable = [each for each in answer.value if caller.may(Role.READER, election=each.name)]
+        page.fill(readable, lambda election: (election.name,), election_message)
         return pb.ListElectionsResponse(
-            view=view_message(answer.source, self._namespace), elections=map(election_message, answer.value)
+            view=view_message(answer.source, self._namespace), elections=page.items, next_page_token=page.next_token
         )
 
     async def ListCandidates(self, request: pb.ListCandidatesRequest, context: Context) -> pb.ListCandidatesResponse:
         """Lists the candidates of one election."""
-        answer = await self._reader.candidates(election_id(request.election))
+        page = Page[pb.Candidate](request, "candidates", int)
+        answer = await self._reader.candidates(election_id(request.election), linearizable=request.linearizable)
+        page.fill(answer.value, lambda candidate: (candidate.created,), candidate_message)
         return pb.ListCandidatesResponse(
-            view=view_message(answer.source, self._namespace), candidates=map(candidate_message, answer.value)
+            view=view_message(answer.source, self._namespace), candidates=page.items, next_page_token=page.next_token
         )
 
     async def CheckToken(self, request: pb.CheckTokenRequest, context: Context) -> pb.CheckTokenResponse:
@@ -66,9 +80,13 @@ class ElectionsServicer(services.ElectionsServicer):
             leader=_leader(answer.value.leader),
         )
 
-    def Campaign(self, request_iterator: AsyncIterator[pb.CampaignRequest], context: Context) -> AsyncGenerator[Any]:
+    def Campaign(
+        self, requests: AsyncIterator[pb.CampaignRequest], context: Context
+    ) -> AsyncGenerator[pb.CampaignResponse]:
         """Stands on the caller's behalf."""
-        raise NotImplementedError
+        if self._campaigns is None:
+            raise NotImplementedError
+        return self._campaigns.serve(requests)
 
 
 def _leader(leader: Leader | None) -> pb.Leader | None:

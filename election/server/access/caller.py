@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
+from election.errors import ElectionError
 from election.server.access.roles import Role
 
 ANONYMOUS = "anonymous"
@@ -15,14 +16,14 @@ ANONYMOUS = "anonymous"
 class Grants(Protocol):
     """What the policy gives to a caller's identities together."""
 
-    def why_not(self, role: Role, *, election: str | None = None, agent: str | None = None) -> Exception | None:
+    def why_not(self, role: Role, *, election: str | None = None, agent: str | None = None) -> ElectionError | None:
         """The error that says what is missing; None where nothing is."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The caller of one call: all of its identities, and where it calls from.
+    """The caller of one call: all of its identities, and where it calls from (as gRPC writes it).
 
     `grants` None means that the server has no policy to ask, and that everybody may do everything.
     """
@@ -30,6 +31,13 @@ class Caller:
     identities: tuple[str, ...] = (ANONYMOUS,)
     peer: str = ""
     grants: Grants | None = None
+
+    @property
+    def who(self) -> str:
+        """One text for all of the identities; for who has shown none, where it calls from."""
+        if self.identities == (ANONYMOUS,):
+            return f"{ANONYMOUS} at {self.peer.rpartition(':')[0]}"
+        return ", ".join(self.identities)
 
     def require(self, role: Role, *, election: str | None = None, agent: str | None = None) -> None:
         """Returns if the caller has the role: for this election where one is named, and as this agent.
