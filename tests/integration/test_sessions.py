@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import grpc
@@ -23,6 +24,8 @@ from election.keys import SessionKey
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
 from election.pb.election.v1 import error_reason_pb2 as reasons
+from election.server.access.gate import AccessConfig
+from election.server.access.tokens import new_token
 from election.server.serving import GrpcServer
 from election.statuses import reason_in
 from election.store import Store, connect
@@ -32,6 +35,15 @@ pytestmark = pytest.mark.etcd
 WAIT_S = 15.0
 """Nothing here takes so long."""
 TTL_S = 5
+POLICY = """
+[[allow]]
+role = "agent"
+identities = ["token:agent-*"]
+agent = "agent-*"
+[[allow]]
+role = "admin"
+identities = ["token:boss"]
+"""
 T = TypeVar("T")
 
 
@@ -134,11 +146,13 @@ class Api:
 
     @classmethod
     @asynccontextmanager
-    async def serving(cls, cluster: EtcdCluster, namespace: str) -> AsyncGenerator[Self]:
+    async def serving(
+        cls, cluster: EtcdCluster, namespace: str, access: AccessConfig | None = None
+    ) -> AsyncGenerator[Self]:
         async with (
             connect(cluster.endpoints, namespace=namespace) as store,
             store.view() as view,
-            GrpcServer(view, port=0, store=store) as server,
+            GrpcServer(view, port=0, store=store, access=access) as server,
             grpc.aio.insecure_channel(server.address) as channel,
         ):
             yield cls(store, server, channel)
@@ -419,6 +433,33 @@ async def test_a_reaped_session_leaves_no_key(apis: list[Api]) -> None:
         await collecting
     assert await apis[0].stored() == {}
     assert await apis[0].sessions() == []
+
+
+async def test_an_agent_can_only_be_itself(etcd_cluster: EtcdCluster, namespace: str, tmp_path: Path) -> None:
+    """As the policy says it; what an operator does is done in the operator's name."""
+    tokens = {name: new_token(name) for name in ("agent-1", "boss")}
+    (tmp_path / "tokens").write_text("".join(f"{line}\n" for _, line in tokens.values()))
+    (tmp_path / "policy.toml").write_text(POLICY)
+    access = AccessConfig(policy=tmp_path / "policy.toml", token_file=tmp_path / "tokens")
+    opening = pb.SessionRequest.Open(secret=secret())
+    async with Api.serving(etcd_cluster, namespace, access) as api:
+
+        def showing(name: str) -> tuple[tuple[str, str], ...]:
+            return (("authorization", f"Bearer {tokens[name][0]}"),)
+
+        for agent, reason in (("agent-2", "NOT_YOUR_AGENT"), ("agent-1", "")):
+            opening.agent = agent
+            raw = Raw(api.agents.Session(metadata=showing("agent-1")))
+            await raw.say(open=opening)
+            if reason:
+                assert await raw.refused() == (StatusCode.PERMISSION_DENIED, reason)
+                assert await api.alive(agent) == (0, 0)
+        assert (await raw.hear()).HasField("opened")
+        request = pb.DrainAgentRequest(id="agent-1")
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await api.agents.DrainAgent(request, metadata=showing("agent-1"))
+        assert reason_in(raised.value.trailing_metadata()) == "ROLE_MISSING"
+        assert (await api.agents.DrainAgent(request, metadata=showing("boss"))).by == "token:boss"
 
 
 async def test_sessions_need_no_more_than_an_agents_settings(apis: list[Api]) -> None:
