@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from election.clock import Clock
+from election.conversation import Conversation
 from election.errors import ElectionError
 from election.pb.election.v1 import election_pb2 as pb
-from election.remote import Conversation, Servers, ServerUnavailable
+from election.remote import Servers
 
 Call = Conversation[pb.CampaignRequest, pb.CampaignResponse]
 
@@ -20,10 +21,11 @@ class CampaignCall:
     Two tasks write and read, and are cancelled by nobody else: gRPC ends a call whose read or write is cancelled.
     """
 
-    def __init__(self, servers: Servers, clock: Clock, beat_s: float) -> None:
+    def __init__(self, servers: Servers, converse: Callable[[], Call], clock: Clock, beat_s: float) -> None:
         self.heard = False
         """Whether the server has answered anything."""
         self._servers = servers
+        self._converse = converse
         self._clock = clock
         self._beat_s = beat_s
         self._call: Call | None = None
@@ -37,7 +39,7 @@ class CampaignCall:
 
         It ends when the server has released the key, or has not done so within the call timeout.
         """
-        call = self._call = self._servers.converse(lambda server: server.elections.Campaign)
+        call = self._call = self._converse()
         self.say(pb.CampaignRequest(stand=stand))
         writing = asyncio.create_task(self._write(call))
         reading = asyncio.create_task(self._read(call))
@@ -69,8 +71,7 @@ class CampaignCall:
             async with asyncio.timeout(self._beat_s + self._servers.attempt_timeout_s):
                 came = await self._incoming.get()
         except TimeoutError:
-            self._call.avoid()
-            raise self._call.silent() from None
+            raise self._call.failed("it does not answer heartbeats") from None
         if isinstance(came, ElectionError):
             raise came
         return came
@@ -99,8 +100,6 @@ class CampaignCall:
                     del self._sent_at_s[earlier]
                 self._incoming.put_nowait((answer, self._sent_at_s[answer.sequence]))
         except ElectionError as error:
-            if isinstance(error, ServerUnavailable):
-                call.avoid()
             self._incoming.put_nowait(error)
         else:
             self._incoming.put_nowait(ElectionError("the server has ended the campaign"))

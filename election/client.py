@@ -21,6 +21,7 @@ from election.breaker import Breaker
 from election.care import RemoteCare
 from election.clock import BootClock, Clock
 from election.config import AgentConfig, CandidateConfig, EtcdConfig, TlsConfig
+from election.conversation import Conversation
 from election.errors import ConfigError, RolledBack
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import (
@@ -166,6 +167,7 @@ class Client:
         """
         return RemoteCandidate(
             self._servers,
+            lambda: Conversation(self._servers, lambda server: server.elections.Campaign),
             election,
             id=id,
             address=address,
@@ -303,14 +305,6 @@ class Client:
                 if not told.forget_revisions():
                     raise
 
-    async def _pages(self, method: Unary[PageReq, Paged], request: PageReq) -> list[Paged]:
-        """All pages of a list, each from whichever server answers."""
-        pages = [await self._answer(method, request)]
-        while token := pages[-1].next_page_token:
-            request.page_token = token
-            pages.append(await self._answer(method, request))
-        return pages
-
     # --- agents ----------------------------------------------------------------------------------------------
 
     def session(
@@ -331,7 +325,7 @@ class Client:
         """
         return Session(
             self._servers,
-            lambda: self._servers.converse(lambda server: server.agents.Session),
+            lambda: Conversation(self._servers, lambda server: server.agents.Session),
             id,
             address=address,
             labels=labels,
@@ -343,6 +337,14 @@ class Client:
     def care(self) -> RemoteCare:
         """What operators do with agents: drain, reap, restore."""
         return RemoteCare(self._servers)
+
+    async def _pages(self, method: Unary[PageReq, Paged], request: PageReq) -> list[Paged]:
+        """All pages of a list, each from whichever server answers."""
+        pages = [await self._answer(method, request)]
+        while token := pages[-1].next_page_token:
+            request.page_token = token
+            pages.append(await self._answer(method, request))
+        return pages
 
     async def _answer(self, method: Unary[Req, Resp], request: Req) -> Resp:
         try:

@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Self, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -33,10 +33,10 @@ ELSEWHERE = {
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
 }
-"""What can be different on another server, or a moment later. All calls of `ask` are reads, and may be repeated."""
+"""What can be different on another server, or a moment later. All calls of `ask` may be repeated."""
 
 _FINAL = {name_of(reasons.ERROR_REASON_COLLECTOR_SILENT)}
-"""Reasons that another server would give as well."""
+"""Reasons of such a status that another server would give as well."""
 
 # A watch on which nothing happens is silent: pings show that its server is still there.
 _OPTIONS = (
@@ -78,49 +78,6 @@ class Server:
 
 Unary = Callable[[Server], grpc.aio.UnaryUnaryMultiCallable[Req, Resp]]
 Streaming = Callable[[Server], grpc.aio.UnaryStreamMultiCallable[Req, Resp]]
-BothWays = Callable[[Server], grpc.aio.StreamStreamMultiCallable[Req, Resp]]
-
-
-class Conversation(Generic[Req, Resp]):
-    """A call that streams in both directions, to one server. Use it from one task for each direction.
-
-    Reading and writing raise ServerUnavailable for what may be different on another server, and else the error that
-    the server has ended the call with.
-    """
-
-    def __init__(self, call: grpc.aio.StreamStreamCall[Any, Any], number: int, servers: Servers) -> None:
-        self._call = call
-        self._number = number
-        self._servers = servers
-
-    async def write(self, request: Req) -> None:
-        """Sends one message."""
-        try:
-            await self._call.write(request)
-        except grpc.aio.AioRpcError as error:
-            raise self._servers.error_of(error, self._number) from None
-        except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:  # the call ended between two writes
-            raise self._servers.unavailable(self._number, str(error)) from None
-
-    async def read(self) -> Resp | None:
-        """The next message, or None when the server has ended the call. Cancelling it breaks the call."""
-        try:
-            message = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise self._servers.error_of(error, self._number) from None
-        return None if message is grpc.aio.EOF else cast("Resp", message)
-
-    def cancel(self) -> None:
-        """Ends the call; safe at any time, and more than once."""
-        self._call.cancel()
-
-    def silent(self) -> ServerUnavailable:
-        """The error to raise when the server has not answered in time."""
-        return self._servers.unavailable(self._number, self._servers.silence)
-
-    def avoid(self) -> None:
-        """Lets the next call go to another server."""
-        self._servers.avoid(self._number)
 
 
 class Servers:
@@ -142,12 +99,12 @@ class Servers:
         rng: random.Random | None = None,
     ) -> None:
         self.addresses = addresses
+        self._tls = tls
+        self._bearer = bearer
         self.call_timeout_s = call_timeout_s
         self.attempt_timeout_s = attempt_timeout_s
         self.clock: Clock = clock or BootClock()
         self.rng = rng or random.Random()
-        self._tls = tls
-        self._bearer = bearer
         self._current = self.rng.randrange(len(addresses))
         self._channels: Channels | None = None
 
@@ -171,14 +128,6 @@ class Servers:
         """What goes along with every call."""
         return None if self._bearer is None else self._bearer.metadata()
 
-    def converse(self, method: BothWays[Req, Resp]) -> Conversation[Req, Resp]:
-        """A call that streams in both directions, to the server that is asked at present."""
-        number = self._current
-        server = self._server(number)
-        call = method(server)(metadata=self.metadata())
-        server.line.carry(call)
-        return Conversation(call, number, self)
-
     async def ask(self, method: Unary[Req, Resp], request: Req, *, takes_s: float = 0.0) -> Resp:
         """One question and its answer; raises AioRpcError for what all servers would answer the same.
 
@@ -195,7 +144,7 @@ class Servers:
 
     async def _try(self, attempt: Callable[[Server, float], Awaitable[Resp]], limit_s: float) -> Resp:
         give_up_at_s = self.clock.now_s() + limit_s
-        backoff = self.backoff()
+        backoff = self._backoff()
         asked = 0
         failed: ServerUnavailable | None = None
         while True:
@@ -207,10 +156,10 @@ class Servers:
                     raise
                 # A reason that a server gave says more than that the last attempt had no time left.
                 if failed is None or error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                    failed = self.unavailable(number, error.details() or error.code().name)
+                    failed = self._unavailable(number, error.details() or error.code().name)
             except TimeoutError:
-                failed = failed or self.unavailable(number, self.silence)
-            self.avoid(number)
+                failed = failed or self._unavailable(number, self._silent)
+            self._avoid(number)
             asked += 1
             pause_s = 0.0 if asked < len(self.addresses) else backoff.next_s()
             if self.clock.now_s() + pause_s >= give_up_at_s:
@@ -227,7 +176,7 @@ class Servers:
         Raises ServerUnavailable rather than be blind for more than MAX_AGE_S, and else what a server refused it for.
         """
         give_up_at_s = self.clock.now_s() + self.call_timeout_s
-        backoff = self.backoff()
+        backoff = self._backoff()
         while True:
             number, heard = self._current, False
             server = self._server(number)
@@ -249,27 +198,29 @@ class Servers:
                     raise error_of(error) from None
                 why = error.details() or error.code().name
             except TimeoutError:
-                why = f"no message within {silent_s:g} s" if heard else self.silence
+                why = f"no message within {silent_s:g} s" if heard else self._silent
             finally:
                 call.cancel()
-            self.avoid(number)
+            self._avoid(number)
             if heard:
                 give_up_at_s = self.clock.now_s() + MAX_AGE_S
                 backoff.reset()
             pause_s = backoff.next_s()
             if self.clock.now_s() + pause_s >= give_up_at_s:
-                raise self.unavailable(number, why)
+                raise self._unavailable(number, why)
             await self.clock.sleep_s(pause_s)
 
-    def error_of(self, error: grpc.aio.AioRpcError, number: int) -> ElectionError:
-        """The error to raise for a call to one server."""
-        if error.code() in ELSEWHERE:
-            return self.unavailable(number, error.details() or error.code().name)
-        return error_of(error)
+    def present(self) -> tuple[int, Server]:
+        """The number of the server that is asked at present, and the stubs for one new call."""
+        return self._current, self._server(self._current)
+
+    def failed(self, number: int, why: str) -> ServerUnavailable:
+        """The error for a server that does not do what it has to; the next one is asked from now on."""
+        self._avoid(number)
+        return self._unavailable(number, why)
 
     @property
-    def silence(self) -> str:
-        """What is said of a server that does not answer."""
+    def _silent(self) -> str:
         return f"no message within {self.attempt_timeout_s:g} s"
 
     def _server(self, number: int) -> Server:
@@ -278,17 +229,15 @@ class Servers:
             raise RuntimeError("the client is not open: use it inside `async with`")
         return Server.on(self._channels[number])
 
-    def backoff(self) -> Backoff:
-        """The pauses between attempts."""
+    def _backoff(self) -> Backoff:
         return Backoff(0.05, 0.5, self.rng)
 
-    def avoid(self, number: int) -> None:
+    def _avoid(self, number: int) -> None:
         """Goes on to the next server, unless another call has done so already."""
         if self._current == number:
             self._current = (number + 1) % len(self.addresses)
 
-    def unavailable(self, number: int, why: str) -> ServerUnavailable:
-        """The error to raise when a server cannot answer."""
+    def _unavailable(self, number: int, why: str) -> ServerUnavailable:
         line = " ".join(why.split())
         line = line if len(line) <= 200 else line[:197] + "..."
         others = f", and neither can the other {len(self.addresses) - 1}" if len(self.addresses) > 1 else ""

@@ -185,7 +185,7 @@ class Session:
                     error = failure_from(answer.failure)
                     if not answer.failure.indefinite and not isinstance(error, EtcdUnavailable):
                         raise error
-                    stream.give_up(error)
+                    stream.give_up(str(error))
         except TimeoutError:
             if not limit.expired():
                 raise

@@ -18,7 +18,7 @@ from election.lives import Lives
 from election.pb.election.v1 import election_pb2 as pb
 from election.published import Published
 from election.registration import Registration
-from election.session_messages import LONGEST_SECRET, check_ttl, failure_from, seconds
+from election.session_messages import LONGEST_SECRET, check_ttl, seconds
 from election.session_stream import SessionStream, Wire
 
 logger = logging.getLogger("election")
@@ -26,6 +26,7 @@ logger = logging.getLogger("election")
 _RETRY_S, _RETRY_MAX_S = 0.05, 0.5
 _LOOK_S = 1.0
 """The longest time between two looks at the clock, which goes on in a suspend, when timers stand still."""
+_LEAST_S = 0.001
 
 
 class SessionServers(Protocol):
@@ -149,14 +150,12 @@ class SessionKeeper:
             if stream.error is not None:
                 raise stream.error
             if (wait_s := due_at_s - self._clock.now_s()) > 0:
-                await asyncio.wait({stream.reading}, timeout=min(wait_s, left_s, _LOOK_S))
+                await asyncio.wait({stream.reading}, timeout=max(min(wait_s, left_s, _LOOK_S), _LEAST_S))
                 continue
             sent_at_s = self._clock.now_s()
             answer = await stream.ask(min(self._servers.attempt_timeout_s, left_s), renew=pb.SessionRequest.Renew())
             if answer.HasField("failure"):
-                error = failure_from(answer.failure)
-                stream.give_up(error)
-                raise error
+                raise stream.give_up(answer.failure.message)
             self._extend(sent_at_s, answer.renewed.ttl.ToNanoseconds() / 1e9)
             self.draining = answer.renewed.draining
             backoff.reset()

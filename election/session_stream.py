@@ -11,7 +11,7 @@ from election.remote import ServerUnavailable
 
 
 class Wire(Protocol):
-    """What a stream is made of: see `election.remote.Conversation`."""
+    """What a stream is made of: see `election.conversation.Conversation`."""
 
     async def write(self, request: pb.SessionRequest) -> None:
         """Sends one message."""
@@ -25,12 +25,8 @@ class Wire(Protocol):
         """Ends the call."""
         ...
 
-    def silent(self) -> ServerUnavailable:
-        """The error to raise when the server has not answered in time."""
-        ...
-
-    def avoid(self) -> None:
-        """Lets the next call go to another server."""
+    def failed(self, why: str) -> ServerUnavailable:
+        """The error for a server that does not do what it has to; the next one is asked from now on."""
         ...
 
 
@@ -75,9 +71,7 @@ class SessionStream:
         except TimeoutError:
             if not limit.expired():
                 raise
-            error = self._wire.silent()
-            self.give_up(error)
-            raise error from None
+            raise self.give_up(f"it has said nothing within {limit_s:.1f} s") from None
         finally:
             self._asked.pop(sequence, None)
             if answer.done() and not answer.cancelled():
@@ -89,12 +83,13 @@ class SessionStream:
         except ElectionError:
             await asyncio.wait({self.reading})  # it is told why
 
-    def give_up(self, error: ElectionError) -> None:
-        """Breaks the stream: its server is of no use at present."""
+    def give_up(self, why: str) -> ServerUnavailable:
+        """Breaks the stream, since its server is of no use at present; returns the error that says so."""
+        error = self._wire.failed(why)
         self.error = self.error or error
-        self._wire.avoid()
         self._wire.cancel()
         self.reading.cancel()
+        return error
 
     async def close(self) -> None:
         """Ends the stream, and changes nothing."""
@@ -103,7 +98,7 @@ class SessionStream:
         await asyncio.wait({self.reading})
 
     async def _read(self) -> None:
-        error: ElectionError = ServerUnavailable("the server has ended the session's stream")
+        error: ElectionError | None = None
         try:
             while (message := await self._wire.read()) is not None:
                 waiting = self._asked.get(message.sequence)
@@ -111,10 +106,8 @@ class SessionStream:
                     waiting.set_result(message)
         except ElectionError as ended:
             error = ended
-            if isinstance(ended, ServerUnavailable):
-                self._wire.avoid()
         finally:
-            self.error = error = self.error or error
+            self.error = error = self.error or error or self._wire.failed("it has ended the session's stream")
             self._wire.cancel()
             for waiting in self._asked.values():
                 if not waiting.done():

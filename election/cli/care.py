@@ -11,7 +11,7 @@ from election.agent_records import DrainMark
 from election.cli.agent_documents import entry_document, names_text, tombstone_document
 from election.cli.agents import print_entries
 from election.cli.exits import OK
-from election.cli.options import Settings, command, more_than_zero, server_option, setting
+from election.cli.options import Api, Settings, command, more_than_zero, server_option, setting
 from election.cli.output import print_json, time_text
 from election.fields import text_of
 
@@ -20,7 +20,7 @@ from election.fields import text_of
 @click.argument("id")
 @setting("--undo", is_flag=True, help="let it take new work again")
 @server_option
-def agents_drain(settings: Settings, id: str, undo: bool, server: str | None) -> int:
+def agents_drain(settings: Settings, id: str, undo: bool, server: Api | None) -> int:
     """Mark the agent ID: it is to take no new work.
 
     It goes on with what it has, and the mark stays when it restarts. What gives out work has to look at the state
@@ -67,7 +67,7 @@ def agents_drain(settings: Settings, id: str, undo: bool, server: str | None) ->
     help="how long to wait, seconds",
 )
 @server_option
-def agents_reap(settings: Settings, id: str, dry_run: bool, timeout: float, server: str | None) -> int:
+def agents_reap(settings: Settings, id: str, dry_run: bool, timeout: float, server: Api | None) -> int:
     """Have the dead agent ID collected now.
 
     The collector that works does it, whatever the grace and the breaker say. A live agent is refused: nothing that is
@@ -99,7 +99,7 @@ def agents_reap(settings: Settings, id: str, dry_run: bool, timeout: float, serv
 @setting("--incarnation", type=click.IntRange(0), help="which one [the newest that has a tombstone]")
 @setting("--overwrite", is_flag=True, help="replace values that are there now")
 @server_option
-def agents_restore(settings: Settings, id: str, incarnation: int | None, overwrite: bool, server: str | None) -> int:
+def agents_restore(settings: Settings, id: str, incarnation: int | None, overwrite: bool, server: Api | None) -> int:
     """Put back what was collected of the agent ID.
 
     Where the agent is not alive, it is a suspect again, and is collected again after the grace unless it comes back.

@@ -281,7 +281,7 @@ async def test_a_server_that_was_there_before_the_other_is_believed(cli: Cli, st
         second, second_address = await serve(cli)
         async with dial([second_address, first_address]) as shared:
             while shared.address != second_address:
-                shared._servers.avoid(shared._servers._current)
+                shared._servers._avoid(shared._servers._current)
             async with LeaderClient(shared, ELECTION, heartbeat_s=BEAT_S) as client:
                 assert client.current.source.revision > 0
                 second.kill()

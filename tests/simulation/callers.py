@@ -13,6 +13,7 @@ from typing import Any, cast
 import grpc
 
 from election.clock import Clock
+from election.conversation import Conversation
 from election.errors import ElectionError
 from election.keys import Keyspace
 from election.pb.election.v1 import election_pb2 as pb
@@ -86,17 +87,14 @@ class Call:
             raise self._error(answer)
         return answer
 
-    def avoid(self) -> None:
-        """Lets the next call go to another replica."""
+    def failed(self, why: str) -> ServerUnavailable:
+        """The error for a replica that does not do what it has to; the next one is called from now on."""
         self._servers.avoid(self._number)
-
-    def silent(self) -> ServerUnavailable:
-        """The error for a replica that does not answer."""
-        return ServerUnavailable(f"replica {self._number} does not answer")
+        return ServerUnavailable(f"replica {self._number}: {why}")
 
     def _error(self, status: Status) -> ElectionError:
         if status.code is grpc.StatusCode.UNAVAILABLE:
-            return ServerUnavailable(f"replica {self._number}: {status.text}")
+            return self.failed(status.text)
         return error_from(status.code, status.text, reason_in(status.metadata))
 
     def cancel(self) -> None:
@@ -158,10 +156,10 @@ class FakeServers:
         """One for each replica."""
         return tuple(f"r{number}:1" for number in range(len(self.replicas)))
 
-    def converse(self, method: object) -> Call:
+    def converse(self) -> Conversation[pb.CampaignRequest, pb.CampaignResponse]:
         """A call to the replica that is spoken to at present."""
         self.calls.append(Call(self, self.current))
-        return self.calls[-1]
+        return cast("Conversation[pb.CampaignRequest, pb.CampaignResponse]", self.calls[-1])
 
     def avoid(self, number: int) -> None:
         """Goes on to the next one."""

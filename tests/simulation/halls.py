@@ -82,7 +82,7 @@ class Line:
 
     async def write(self, request: pb.SessionRequest) -> None:
         if self.hall.down or self.over:
-            raise ServerUnavailable("it is down")
+            raise self.failed("it is down")
         await asyncio.sleep(self.hosts.latency_s)
         self.requests.append(deepcopy(request))
         if self.serving is None:
@@ -92,11 +92,13 @@ class Line:
 
     async def read(self) -> pb.SessionResponse | None:
         if self.hall.down:
-            raise ServerUnavailable("it is down")
+            raise self.failed("it is down")
         while not self.answers:
             await self.came.wait()
         await asyncio.sleep(self.hosts.latency_s)
         answer = self.answers.popleft()
+        if isinstance(answer, ServerUnavailable):
+            raise self.failed(str(answer))
         if isinstance(answer, ElectionError):
             raise answer
         return answer
@@ -107,11 +109,9 @@ class Line:
             self.over = True
             asyncio.get_running_loop().call_soon(self._abandon)
 
-    def silent(self) -> ServerUnavailable:
-        return ServerUnavailable("it is silent")
-
-    def avoid(self) -> None:
+    def failed(self, why: str) -> ServerUnavailable:
         self.hosts.avoid(self.number)
+        return ServerUnavailable(why)
 
     def cut(self) -> None:
         """The process of the server is gone."""
@@ -158,7 +158,7 @@ class Line:
 
 @dataclass
 class Hosts:
-    """The servers as one client sees them: what `Servers` is in a real one."""
+    """The servers as one client sees them: what `Servers` is to a real one."""
 
     halls: list[Hall]
     clock: Clock

@@ -26,7 +26,7 @@ from tests.simulation.world import KEYS, World, hurt, world
 
 TTL_S = 6
 CONFIG = AgentConfig(ttl_s=TTL_S)
-SEEDS = range(25)
+SEEDS = range(100)
 FAULTS = ("cut", "cut off", "mend", "mend", "move", "stop", "pause", "resume", "resume")
 
 
