@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -17,15 +17,17 @@ from election.agent_records import Agent, StateEntry, Tombstone
 from election.bearer import Bearer, check_private
 from election.breaker import Breaker
 from election.clock import BootClock, Clock
-from election.config import EtcdConfig, TlsConfig
+from election.config import CandidateConfig, EtcdConfig, TlsConfig
 from election.errors import ConfigError, RolledBack
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import NOT_REAPED, AgentEvent, AgentFilter, Answer, LeaderEvent, Source, TokenCheck
 from election.records import Candidate, Election, Leader
 from election.remote import Req, Resp, Servers, Unary
+from election.remote_candidate import RemoteCandidate
 from election.statuses import error_of
 from election.token import Token
 from election.told import ToldAgents, ToldLeader
+from election.watchdog import Watchdog
 
 CALL_TIMEOUT_S = 5.0
 """What one question may take on all servers together; also what a watch may take to begin."""
@@ -82,6 +84,7 @@ class Client:
             raise ConfigError("no server is given: name at least one HOST:PORT")
         parsed = EtcdConfig.parse(written, tls=tls)  # both kinds of addresses are written the same way
         self.addresses = parsed.endpoints
+        self._watchdog = Watchdog()
         if token is not None and not insecure:
             check_private(parsed.endpoints, parsed.tls)
         self._servers = Servers(
@@ -108,6 +111,32 @@ class Client:
     def address(self) -> str:
         """The address of the server that is asked at present."""
         return self._servers.address
+
+    def candidate(
+        self,
+        election: str,
+        *,
+        id: str,
+        address: str = "",
+        labels: Mapping[str, str] | None = None,
+        priority: int = 0,
+        ttl_s: int = CandidateConfig().ttl_s,
+    ) -> RemoteCandidate:
+        """A candidate that stands through the servers, without etcd; use it inside the client's block.
+
+        Raises:
+            ConfigError: a name or a TTL that cannot be used.
+        """
+        return RemoteCandidate(
+            self._servers,
+            election,
+            id=id,
+            address=address,
+            labels=labels,
+            priority=priority,
+            ttl_s=ttl_s,
+            watchdog=self._watchdog,
+        )
 
     # --- questions -------------------------------------------------------------------------------------------
 

@@ -129,6 +129,14 @@ class StateExists(ElectionError):
         self.keys = keys
 
 
+class CallerSilent(ElectionError):
+    """The caller of a campaign has sent nothing for a TTL; nobody stands for it any more."""
+
+
+class ShuttingDown(ElectionError):
+    """The server is about to end, and begins nothing new."""
+
+
 class ViewStale(ElectionError):
     """What is in memory is too old to answer from: etcd has not been heard for too long."""
 

@@ -66,7 +66,15 @@ def serve(
             recording = await stack.enter_async_context(telemetry(metrics_host, metrics_port, insecure))
             view = await stack.enter_async_context(store.view())
             server = GrpcServer(
-                view, grpc_host, grpc_port, server_cert, server_key, insecure, client_ca=client_ca, access=access
+                view,
+                grpc_host,
+                grpc_port,
+                server_cert,
+                server_key,
+                insecure,
+                store=store,
+                client_ca=client_ca,
+                access=access,
             )
             await stack.enter_async_context(server)
             if server.without_policy:

@@ -18,7 +18,7 @@ import grpc.aio
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from grpc import StatusCode
 
-from election.errors import ElectionError
+from election.errors import ElectionError, ShuttingDown
 from election.pb.election.v1 import error_reason_pb2 as reasons
 from election.server.access import audit
 from election.server.access.caller import Caller, current_caller
@@ -74,8 +74,7 @@ class Calls:
 
     def close(self) -> None:
         """Ends all streams, and refuses new ones: the server is about to end."""
-        text = "the server is shutting down"
-        self._closed = status(StatusCode.UNAVAILABLE, reasons.ERROR_REASON_SHUTTING_DOWN, text, retry_s=0.1)
+        self._closed = status_of(ShuttingDown("the server is shutting down"))
         self.end_streams(self._closed)
 
     def guarded(self, servicer: object, service: ServiceDescriptor) -> Any:
@@ -179,7 +178,7 @@ async def _fail(method: str, context: Context, error: Exception) -> None:
     if isinstance(error, ElectionError):
         await context.abort(*status_of(error))
     if isinstance(error, NotImplementedError):
-        await context.abort(StatusCode.UNIMPLEMENTED, f"{method} is not implemented")
+        await context.abort(StatusCode.UNIMPLEMENTED, f"this server does not offer {method}")
     if context.done():  # the caller is gone, and with it whoever could be told
         return
     logger.error("%s failed", method, exc_info=error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
 
 from election.messages import (
     candidate_message,
@@ -21,6 +20,7 @@ from election.resources import election_id
 from election.server.access.caller import current_caller
 from election.server.access.roles import Role
 from election.server.calls import Context
+from election.server.campaigns import Campaigns
 from election.server.served import ServedReader
 from election.token import Token
 
@@ -28,8 +28,9 @@ from election.token import Token
 class ElectionsServicer(services.ElectionsServicer):
     """Answers from a Reader. Its methods raise ElectionError kinds; the server makes statuses of them."""
 
-    def __init__(self, reader: ServedReader) -> None:
+    def __init__(self, reader: ServedReader, campaigns: Campaigns | None = None) -> None:
         self._reader = reader
+        self._campaigns = campaigns
         self._namespace = reader.namespace
 
     async def GetLeader(self, request: pb.GetLeaderRequest, context: Context) -> pb.GetLeaderResponse:
@@ -70,9 +71,13 @@ class ElectionsServicer(services.ElectionsServicer):
             leader=_leader(answer.value.leader),
         )
 
-    def Campaign(self, request_iterator: AsyncIterator[pb.CampaignRequest], context: Context) -> AsyncGenerator[Any]:
+    def Campaign(
+        self, requests: AsyncIterator[pb.CampaignRequest], context: Context
+    ) -> AsyncGenerator[pb.CampaignResponse]:
         """Stands on the caller's behalf."""
-        raise NotImplementedError
+        if self._campaigns is None:
+            raise NotImplementedError
+        return self._campaigns.serve(requests)
 
 
 def _leader(leader: Leader | None) -> pb.Leader | None:

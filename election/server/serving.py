@@ -25,12 +25,14 @@ from election.pb.election.v1 import election_pb2_grpc as services
 from election.server.access.gate import AccessConfig, Gate
 from election.server.agents import AgentsServicer
 from election.server.calls import Calls
+from election.server.campaigns import Campaigns
 from election.server.elections import ElectionsServicer
 from election.server.health import Health
 from election.server.names import SERVICES
 from election.server.served import ServedReader
 from election.server.tls import ServerTls, server_credentials
 from election.statuses import status_of
+from election.store import Store
 
 GRACE_S = 5.0
 """How long calls may go on after the server was told to end; streams are ended at once."""
@@ -57,10 +59,12 @@ class GrpcServer:
     Port 0 takes any free port. Without `cert` and `key` it serves plain text, on a loopback address only unless
     `insecure` is said. With `client_ca` every client needs a certificate of that authority. `access` says who may do
     what: see `Gate`; health is open to all. All files are read again when they change, and no connection ends for it.
+    Without a `store` it only answers questions, and nobody can stand, be an agent or change anything through it.
 
     The health of "" is SERVING while the server lives; that of the services turns NOT_SERVING while the reader is
     stale, within a second, and their streams end with UNAVAILABLE. Leaving the block turns all health NOT_SERVING,
-    ends the streams with UNAVAILABLE, and lets other calls go on for at most GRACE_S seconds.
+    asks callers that campaign to stop and waits until they cannot believe any more that they lead, ends the streams
+    with UNAVAILABLE, and lets other calls go on for at most GRACE_S seconds.
 
     Raises:
         ConfigError: from the constructor for an address or files that cannot be used, on entering for a port that
@@ -76,6 +80,7 @@ class GrpcServer:
         key: Path | None = None,
         insecure: bool = False,
         *,
+        store: Store | None = None,
         client_ca: Path | None = None,
         access: AccessConfig | None = None,
     ) -> None:
@@ -89,6 +94,7 @@ class GrpcServer:
                 "give --server-cert and --server-key, or say --insecure"
             )
         self._reader = reader
+        self._campaigns = Campaigns(store, reader) if store else None
         self._host = f"[{host}]" if ":" in host else host
         self._port = port
         self._health = Health()
@@ -115,7 +121,7 @@ class GrpcServer:
 
     async def __aenter__(self) -> Self:
         server = grpc.aio.server(options=self._options)
-        elections, agents = ElectionsServicer(self._reader), AgentsServicer(self._reader)
+        elections, agents = ElectionsServicer(self._reader, self._campaigns), AgentsServicer(self._reader)
         described = pb.DESCRIPTOR.services_by_name
         services.add_ElectionsServicer_to_server(self._calls.guarded(elections, described["Elections"]), server)
         services.add_AgentsServicer_to_server(self._calls.guarded(agents, described["Agents"]), server)
@@ -142,6 +148,8 @@ class GrpcServer:
             self._watching.cancel()
             await asyncio.wait({self._watching})
         self._health.close()
+        if self._campaigns is not None:
+            await self._campaigns.close()
         self._calls.close()
         if self._server is not None:
             await self._server.stop(GRACE_S)

@@ -62,6 +62,8 @@ ORDER = (
     "server",
     "told",
     "remote",
+    "campaign_call",
+    "remote_candidate",
     "client",
     "keeper",
     "supervisor",
