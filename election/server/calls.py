@@ -23,6 +23,7 @@ from election.pb.election.v1 import error_reason_pb2 as reasons
 from election.server.access import audit
 from election.server.access.caller import Caller, current_caller
 from election.server.access.gate import Gate, Lasting
+from election.server.access.identity import certificate_identities
 from election.server.access.roles import METHODS, Access, Role
 from election.statuses import Status, status, status_of
 
@@ -154,6 +155,7 @@ class Calls:
 def _audited(method: str, access: Access, single: Single) -> Single:
     async def audited(request: Any, context: Context) -> Any:
         code = StatusCode.CANCELLED
+        peer, shown = context.peer(), certificate_identities(context.auth_context())  # nothing is told at the end
         try:
             answer = await single(request, context)
             code = StatusCode.OK
@@ -162,13 +164,9 @@ def _audited(method: str, access: Access, single: Single) -> Single:
             code = context.code()
             raise
         finally:
-            audit.record(
-                who=current_caller.get().identities,
-                did=method,
-                on=access.resource(request),
-                peer=context.peer(),
-                code=code.name,
-            )
+            caller = current_caller.get()  # unless it was refused before it could be one
+            who = caller.identities if caller.peer else shown
+            audit.record(who=who, did=method, on=access.resource(request), peer=peer, code=code.name)
 
     return audited
 
