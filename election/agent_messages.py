@@ -26,6 +26,8 @@ _AGENT_KINDS = {
     AgentEventKind.STALE: pb.WatchAgentsResponse.KIND_STALE,
     AgentEventKind.RECOVERED: pb.WatchAgentsResponse.KIND_RECOVERED,
     AgentEventKind.REAPED: pb.WatchAgentsResponse.KIND_REAPED,
+    AgentEventKind.RESET: pb.WatchAgentsResponse.KIND_RESET,
+    AgentEventKind.HEARTBEAT: pb.WatchAgentsResponse.KIND_HEARTBEAT,
 }
 _REASONS = {reason: pb.Breaker.Reason.Value(f"REASON_{reason.name}") for reason in BreakerReason}
 

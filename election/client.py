@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.duration_pb2 import Duration
 
 from election import agent_messages, messages
 from election.agent_records import Agent, StateEntry, Tombstone
@@ -20,7 +22,17 @@ from election.clock import BootClock, Clock
 from election.config import CandidateConfig, EtcdConfig, TlsConfig
 from election.errors import ConfigError, RolledBack
 from election.pb.election.v1 import election_pb2 as pb
-from election.reader import NOT_REAPED, AgentEvent, AgentFilter, Answer, LeaderEvent, Source, TokenCheck
+from election.reader import (
+    NOT_REAPED,
+    AgentEvent,
+    AgentEventKind,
+    AgentFilter,
+    Answer,
+    LeaderEvent,
+    LeaderEventKind,
+    Source,
+    TokenCheck,
+)
 from election.records import Candidate, Election, Leader
 from election.remote import Req, Resp, Servers, Unary
 from election.remote_candidate import RemoteCandidate
@@ -34,6 +46,29 @@ CALL_TIMEOUT_S = 5.0
 
 ATTEMPT_TIMEOUT_S = 2.0
 """After this long without an answer the next server is asked."""
+
+HEARTBEAT_S = 5.0
+"""How often a server has to say on a silent watch that it is there, and that its view is fresh."""
+
+
+class _PageRequest(Protocol):
+    """A request of ours for one page of a list."""
+
+    page_token: str
+
+
+class _Page(Protocol):
+    """An answer of ours that is one page of a list."""
+
+    @property
+    def view(self) -> pb.View: ...
+
+    @property
+    def next_page_token(self) -> str: ...
+
+
+PageReq = TypeVar("PageReq", bound=_PageRequest)
+Paged = TypeVar("Paged", bound=_Page)
 
 
 def dial(
@@ -140,22 +175,24 @@ class Client:
 
     # --- questions -------------------------------------------------------------------------------------------
 
-    async def leader(self, election: str) -> Answer[Leader | None]:
+    async def leader(self, election: str, *, linearizable: bool = False) -> Answer[Leader | None]:
         """Who leads; None when nobody does."""
-        request = _request(pb.GetLeaderRequest, election=election)
+        request = _request(pb.GetLeaderRequest, election=election, linearizable=linearizable)
         answer = await self._answer(lambda server: server.elections.GetLeader, request)
         return Answer(_leader(answer), messages.source_from(answer.view))
 
-    async def elections(self) -> Answer[tuple[Election, ...]]:
+    async def elections(self, *, linearizable: bool = False) -> Answer[tuple[Election, ...]]:
         """The elections that somebody stands for, by name."""
-        answer = await self._answer(lambda server: server.elections.ListElections, pb.ListElectionsRequest())
-        return Answer(tuple(map(messages.election_from, answer.elections)), messages.source_from(answer.view))
+        request = pb.ListElectionsRequest(linearizable=linearizable)
+        pages = await self._pages(lambda server: server.elections.ListElections, request)
+        return Answer(tuple(messages.election_from(each) for page in pages for each in page.elections), _source(pages))
 
-    async def candidates(self, election: str) -> Answer[tuple[Candidate, ...]]:
+    async def candidates(self, election: str, *, linearizable: bool = False) -> Answer[tuple[Candidate, ...]]:
         """The candidates of one election, oldest first."""
-        request = _request(pb.ListCandidatesRequest, election=election)
-        answer = await self._answer(lambda server: server.elections.ListCandidates, request)
-        return Answer(tuple(map(messages.candidate_from, answer.candidates)), messages.source_from(answer.view))
+        request = _request(pb.ListCandidatesRequest, election=election, linearizable=linearizable)
+        pages = await self._pages(lambda server: server.elections.ListCandidates, request)
+        found = (messages.candidate_from(each) for page in pages for each in page.candidates)
+        return Answer(tuple(found), _source(pages))
 
     async def check_token(self, election: str, token: Token) -> Answer[TokenCheck]:
         """Whether the token is that of the present leader; the server asks etcd."""
@@ -163,17 +200,23 @@ class Client:
         answer = await self._answer(lambda server: server.elections.CheckToken, request)
         return Answer(TokenCheck(answer.current, _leader(answer)), messages.source_from(answer.view))
 
-    async def agents(self, chosen: AgentFilter = NOT_REAPED) -> Answer[tuple[Agent, ...]]:
+    async def agents(
+        self, chosen: AgentFilter = NOT_REAPED, *, linearizable: bool = False
+    ) -> Answer[tuple[Agent, ...]]:
         """The agents that fit, by id."""
         if not chosen.states:  # a request that names no state asks for those that are not reaped
-            return Answer((), (await self.agents()).source)
+            return Answer((), (await self.agents(linearizable=linearizable)).source)
         request = _request(agent_messages.filter_message, chosen=chosen)
-        answer = await self._answer(lambda server: server.agents.ListAgents, request)
-        return Answer(tuple(map(agent_messages.agent_from, answer.agents)), messages.source_from(answer.view))
+        request.linearizable = linearizable
+        pages = await self._pages(lambda server: server.agents.ListAgents, request)
+        found = (agent_messages.agent_from(each) for page in pages for each in page.agents)
+        return Answer(tuple(found), _source(pages))
 
-    async def agent(self, id: str) -> Answer[tuple[Agent, tuple[StateEntry, ...]] | None]:
+    async def agent(
+        self, id: str, *, linearizable: bool = False
+    ) -> Answer[tuple[Agent, tuple[StateEntry, ...]] | None]:
         """One agent and its state; None when it is not known."""
-        request = _request(pb.GetAgentRequest, id=id)
+        request = _request(pb.GetAgentRequest, id=id, linearizable=linearizable)
         try:
             answer = await self._servers.ask(lambda server: server.agents.GetAgent, request)
         except grpc.aio.AioRpcError as error:
@@ -186,8 +229,9 @@ class Client:
     async def tombstones(self, agent: str | None = None) -> Answer[tuple[Tombstone, ...]]:
         """The tombstones of one agent or of all, the oldest reap first; the server asks etcd."""
         request = _request(pb.ListTombstonesRequest, agent=_named(agent))
-        answer = await self._answer(lambda server: server.agents.ListTombstones, request)
-        return Answer(tuple(map(agent_messages.tombstone_from, answer.tombstones)), messages.source_from(answer.view))
+        pages = await self._pages(lambda server: server.agents.ListTombstones, request)
+        found = (agent_messages.tombstone_from(each) for page in pages for each in page.tombstones)
+        return Answer(tuple(found), _source(pages))
 
     async def breaker(self) -> Answer[Breaker]:
         """Whether collectors may reap at present; the server asks etcd."""
@@ -196,29 +240,53 @@ class Client:
 
     # --- watches ---------------------------------------------------------------------------------------------
 
-    async def watch_leader(self, election: str) -> AsyncGenerator[LeaderEvent]:
-        """Who leads now (ELECTED or VACATED), and then every change; changes during a break are told as one."""
-        request = _request(pb.WatchLeaderRequest, election=election)
-        told = ToldLeader()
-        streams = self._servers.streams(lambda server: server.elections.WatchLeader, lambda: request)
-        async with aclosing(streams):
-            async for message in streams:
-                if message is not None and (event := told.news(messages.leader_event_from(message))):
-                    yield event
+    async def watch_leader(
+        self, election: str, *, after: int | None = None, heartbeat_s: float | None = None
+    ) -> AsyncGenerator[LeaderEvent]:
+        """Who leads now (ELECTED or VACATED), or what has changed since a revision, and then every change.
 
-    async def watch_agents(self, *, after: int | None = None) -> AsyncGenerator[AgentEvent]:
+        After a break it goes on where it was, and tells what happened meanwhile. Where the server does not know that
+        any more it is told as a RESET, unless the same term goes on. So it is when etcd's history is set back.
+        """
+        told = ToldLeader(after)
+        while True:
+            streams = self._servers.streams(
+                lambda server: server.elections.WatchLeader,
+                lambda: _request(
+                    pb.WatchLeaderRequest,
+                    election=election,
+                    after_revision=told.after,
+                    heartbeat=_heartbeat(heartbeat_s),
+                ),
+                silent_s=_silent_s(heartbeat_s),
+            )
+            try:
+                async with aclosing(streams):
+                    async for message in streams:
+                        event = message and told.news(messages.leader_event_from(message))
+                        if event and (heartbeat_s is not None or event.kind is not LeaderEventKind.HEARTBEAT):
+                            yield event
+            except RolledBack:
+                if not told.forget_revisions():
+                    raise
+
+    async def watch_agents(
+        self, *, after: int | None = None, heartbeat_s: float | None = None
+    ) -> AsyncGenerator[AgentEvent]:
         """Every agent (PRESENT), one SYNCED, and then every change; with `after`, first what was reaped since.
 
         After a break it goes on where it was: what was reaped meanwhile is told from the tombstones, and other changes
-        are found by comparing, where several of one agent are told as one. An agent that is gone, and that no
-        tombstone tells of any more, is told as REAPED with a tombstone that has no `reaped_at`. So it is when etcd's
-        history is set back during a watch, which begins anew then, and compares.
+        are found by comparing, where several of one agent are told as one. So it is when the server itself has missed
+        changes; a RESET is never told. An agent that is gone, and that no tombstone tells of any more, is told as
+        REAPED with a tombstone that has no `reaped_at`. So it is when etcd's history is set back during a watch, which
+        begins anew then, and compares.
         """
         told = ToldAgents(after)
         while True:
             streams = self._servers.streams(
                 lambda server: server.agents.WatchAgents,
-                lambda: _request(pb.WatchAgentsRequest, after_revision=told.after),
+                lambda: _request(pb.WatchAgentsRequest, after_revision=told.after, heartbeat=_heartbeat(heartbeat_s)),
+                silent_s=_silent_s(heartbeat_s),
             )
             try:
                 async with aclosing(streams):
@@ -227,10 +295,19 @@ class Client:
                             told.begin()
                             continue
                         for event in told.news(agent_messages.agent_event_from(message)):
-                            yield event
+                            if heartbeat_s is not None or event.kind is not AgentEventKind.HEARTBEAT:
+                                yield event
             except RolledBack:
                 if not told.forget_revisions():
                     raise
+
+    async def _pages(self, method: Unary[PageReq, Paged], request: PageReq) -> list[Paged]:
+        """All pages of a list, each from whichever server answers."""
+        pages = [await self._answer(method, request)]
+        while token := pages[-1].next_page_token:
+            request.page_token = token
+            pages.append(await self._answer(method, request))
+        return pages
 
     async def _answer(self, method: Unary[Req, Resp], request: Req) -> Resp:
         try:
@@ -254,6 +331,25 @@ def _request(kind: Callable[..., Req], **fields: Any) -> Req:
         return kind(**fields)
     except (ValueError, TypeError) as error:  # text that is not Unicode, a number of more than 64 bits
         raise ConfigError(f"this cannot be asked: {error}") from None
+
+
+def _heartbeat(asked_s: float | None) -> Duration:
+    """How often the server is to give a sign of life: it is asked for one though nobody wants to be told."""
+    heartbeat = Duration()
+    heartbeat.FromNanoseconds(round((HEARTBEAT_S if asked_s is None else asked_s) * 1e9))
+    return heartbeat
+
+
+def _silent_s(asked_s: float | None) -> float:
+    """How long a stream may be silent: one heartbeat may come late."""
+    return 2 * (HEARTBEAT_S if asked_s is None else asked_s)
+
+
+def _source(pages: Sequence[Paged]) -> Source:
+    """That of a list of several pages: what it holds throughout was so at the oldest."""
+    sources = [messages.source_from(page.view) for page in pages]
+    oldest = min(sources, key=lambda source: source.revision)
+    return replace(oldest, age_s=max(source.age_s for source in sources))
 
 
 def _source_in(error: grpc.aio.AioRpcError) -> Source:

@@ -97,6 +97,10 @@ class NotLeader(ElectionError):
         self.reason = reason
 
 
+class NoLeader(ElectionError, TimeoutError):
+    """Nobody leads, or nobody has been known to, for as long as was waited for it."""
+
+
 class Deposed(ElectionError):
     """A resource refused the token, which is not the leader's any more. Nothing was written."""
 
@@ -111,6 +115,10 @@ class AgentLost(ElectionError):
 
 class AgentExists(ElectionError):
     """Another live process holds this agent id."""
+
+
+class SessionMoved(ElectionError):
+    """The session of an agent was opened anew, on another stream or server: this one can do nothing for it any more."""
 
 
 class AgentUnknown(ElectionError):
@@ -131,6 +139,10 @@ class StateExists(ElectionError):
 
 class CallerSilent(ElectionError):
     """The caller of a campaign has sent nothing for a TTL; nobody stands for it any more."""
+
+
+class CollectorSilent(ElectionError):
+    """No collector has done in time what it was asked for, and it is asked no longer."""
 
 
 class ShuttingDown(ElectionError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from google.protobuf.duration_pb2 import Duration
 
 from election import wire
-from election.errors import LossReason
+from election.errors import BadField, LossReason
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import LeaderEvent, LeaderEventKind, Source
 from election.records import Candidate, Election, Leader
@@ -23,7 +23,11 @@ _LEADER_KINDS = {
     LeaderEventKind.ELECTED: pb.WatchLeaderResponse.KIND_ELECTED,
     LeaderEventKind.UPDATED: pb.WatchLeaderResponse.KIND_UPDATED,
     LeaderEventKind.VACATED: pb.WatchLeaderResponse.KIND_VACATED,
+    LeaderEventKind.RESET: pb.WatchLeaderResponse.KIND_RESET,
+    LeaderEventKind.HEARTBEAT: pb.WatchLeaderResponse.KIND_HEARTBEAT,
 }
+
+SHORTEST_HEARTBEAT_S, LONGEST_HEARTBEAT_S = 1.0, 300.0
 
 # --- records to messages -------------------------------------------------------------------------------------
 
@@ -137,6 +141,17 @@ def election_from(message: pb.Election) -> Election:
     """An election with its leader, if there is one."""
     leader = leader_from(message.leader) if message.HasField("leader") else None
     return Election(message.id, message.candidates, leader)
+
+
+def heartbeat_from(request: pb.WatchLeaderRequest | pb.WatchAgentsRequest) -> float | None:
+    """How often a watch is to give a sign of life, in seconds; raises BadField for what is too often or too seldom."""
+    if not request.HasField("heartbeat"):
+        return None
+    heartbeat_s = request.heartbeat.seconds + request.heartbeat.nanos / 1e9
+    if not SHORTEST_HEARTBEAT_S <= heartbeat_s <= LONGEST_HEARTBEAT_S:
+        between = f"{SHORTEST_HEARTBEAT_S:g} s and {LONGEST_HEARTBEAT_S:g} s"
+        raise BadField(f"a heartbeat every {heartbeat_s:g} s cannot be: it is between {between}", field="heartbeat")
+    return heartbeat_s
 
 
 def leader_event_from(message: pb.WatchLeaderResponse) -> LeaderEvent:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from itertools import groupby
 
@@ -16,13 +16,15 @@ from election.errors import EtcdError, RolledBack, ViewStale
 from election.etcd.client import EtcdClient
 from election.etcd.watch import Changes, Heard, Snapshot, follow
 from election.keys import CandidateKey, Keyspace
+from election.leader_history import LeaderHistory
 from election.model import AgentKey, Model
 from election.pb.etcd.kv_pb2 import Event as KvEvent
-from election.published import Published
+from election.published import Published, Reading
 from election.reader import (
     AgentEvent,
     AgentEventKind,
     LeaderEvent,
+    LeaderEventKind,
     Source,
     agent_change,
     complete_up_to,
@@ -30,12 +32,18 @@ from election.reader import (
     reaped_event,
     vanished_event,
 )
+from election.records import Leader
 
 logger = logging.getLogger("election")
 
 CATCH_UP_S = 1.5
-"""How long a caller waits who has seen more than this mirror; etcd says once a second how far a silent watch is."""
+"""How long a caller waits who has seen more than this mirror."""
 
+LEADER_QUEUE_LIMIT = 256
+"""How many changes of one election a reader may lag behind; terms take seconds, so one that lags so far has hung."""
+
+_NUDGE_S = 0.1
+"""How often the watch is asked how far it is while somebody waits: its member may be behind the one that was read."""
 
 _RETRY_MAX_S = 2.0
 """Much less than what makes a view stale, so that a member that takes some seconds to start does not."""
@@ -50,13 +58,16 @@ class Mirror:
         self.revision = 0
         self.heard_at_s = float("-inf")
         self.listed = asyncio.Event()
+        self.times_set_back = 0
         self._client = client
         self._keyspace = keyspace
         self._prefix = prefix
         self._rng = rng
-        self._leaders: dict[str, Published[LeaderEvent]] = {}
+        self._history = LeaderHistory()
+        self._leaders: dict[str, Published[LeaderEvent | None]] = {}  # of the elections that somebody watches
         self._agents: Published[AgentEvent | None] = Published(None)
         self._reached = Published(0)
+        self._nudge = asyncio.Event()
 
     # --- what readers ask --------------------------------------------------------------------------------------
 
@@ -74,7 +85,11 @@ class Mirror:
         """
         try:
             async with asyncio.timeout(CATCH_UP_S):
-                await self._reached.until(lambda reached: reached >= revision)
+                while self._reached.value < revision:
+                    self._nudge.set()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_NUDGE_S):
+                            await self._reached.until(lambda reached: reached >= revision)
         except TimeoutError:
             _, header = await self._client.get(self._prefix)
             if header.revision < revision:
@@ -86,23 +101,59 @@ class Mirror:
                 f"the view is at revision {self._reached.value} of etcd, and {revision} has been seen: it lags behind"
             ) from None
 
-    async def leader_events(self, election: str) -> AsyncGenerator[LeaderEvent]:
-        """Who leads an election, and every change."""
-        if election not in self._leaders:
-            leader = self.model.leader(election)
-            self._leaders[election] = Published(LeaderEvent(leader_change(None, leader), leader, self._source_now()))
-        published = self._leaders[election]
+    async def reach_present(self) -> Source:
+        """Waits until everything that had happened at the call has been delivered, and tells how far that is.
+
+        It is true for an etcd whose signs of life never run ahead of the events, as since 3.4.25 and 3.5.8 (#15220).
+
+        Raises:
+            EtcdUnavailable: etcd cannot be asked how far it is.
+            ViewStale: the watch does not come so far in time.
+        """
+        _, header = await self._client.get(self._prefix)
+        await self.reach(header.revision)
+        return Source(self.cluster_id, max(header.revision, self.revision), 0.0)
+
+    async def leader_events(
+        self, election: str, after: int | None = None, heartbeat_s: float | None = None
+    ) -> AsyncGenerator[LeaderEvent]:
+        """Who leads an election, or what has changed after a revision, and every change; heartbeats when it is silent.
+
+        The revision is one that this mirror has reached.
+        """
+        published = self._leaders.setdefault(election, Published(None, limit=LEADER_QUEUE_LIMIT))
         try:
-            async with aclosing(published.values()) as events:
-                async for event in events:
+            with published.read() as reading:
+                missed = self._missed(election, after)
+                for event in missed:
                     yield event
+                if not missed and heartbeat_s is not None:
+                    yield self._heartbeat(after)
+                while True:
+                    is_told = await reading.wait(heartbeat_s)
+                    change = reading.next() if is_told else None
+                    after = None if change else after
+                    yield change or self._heartbeat(after)
         finally:
             if not published.has_readers:
                 self._leaders.pop(election, None)
 
-    def agent_events(self) -> AsyncGenerator[AgentEvent | None]:
-        """What happened to an agent last, and then every change; the reader is registered at the call."""
-        return self._agents.values()
+    def _missed(self, election: str, after: int | None) -> tuple[LeaderEvent, ...]:
+        """What a watch begins with."""
+        if after is not None and (known := self._history.after(election, after)) is not None:
+            return known
+        leader = self.model.leader(election)
+        kind = leader_change(None, leader) if after is None else LeaderEventKind.RESET
+        return (LeaderEvent(kind, leader, self._source_now()),)
+
+    def _heartbeat(self, after: int | None) -> LeaderEvent:
+        """Nothing has happened, nor up to the revision after which a watch goes on, which this mirror has reached."""
+        source = replace(self._source_now(), revision=max(self.revision, after or 0))
+        return LeaderEvent(LeaderEventKind.HEARTBEAT, None, source)
+
+    def agent_events(self) -> Reading[AgentEvent | None]:
+        """Every change of an agent after the call, and a RESET where some are not known."""
+        return self._agents.read()
 
     # --- what the watch tells ----------------------------------------------------------------------------------
 
@@ -111,7 +162,7 @@ class Mirror:
         backoff = Backoff(0.25, _RETRY_MAX_S, self._rng)
         while True:
             try:
-                async with aclosing(follow(self._client, self._prefix, backoff)) as items:
+                async with aclosing(follow(self._client, self._prefix, backoff, self._nudge)) as items:
                     async for item in items:
                         self.heard_at_s = self._client.clock.now_s()
                         self._take(item)
@@ -135,59 +186,82 @@ class Mirror:
                 self._reached.set(max(revision, self._reached.value))
 
     def _replace(self, snapshot: Snapshot) -> None:
-        """Begins anew from a list; watchers are told what is different from what they know."""
+        """Begins anew from a list; watchers are told so where they may have missed something."""
         before, self.model = self.model, Model()
-        known_to, self.cluster_id, self.revision = self.revision, snapshot.cluster_id, snapshot.revision
-        tombstones: list[tuple[int, Tombstone]] = []
+        is_other = self.cluster_id not in (0, snapshot.cluster_id)
+        set_back = snapshot.set_back or is_other or snapshot.revision < self._reached.value
+        self.times_set_back += set_back
+        self.cluster_id, self.revision = snapshot.cluster_id, snapshot.revision
         for kv in sorted(snapshot.kvs, key=lambda kv: kv.mod_revision):
-            tombstone = self.model.put(self._keyspace.parse(kv.key), kv)
-            if tombstone is not None and 0 < known_to < kv.mod_revision:
-                tombstones.append((kv.mod_revision, tombstone))
-        if not self.listed.is_set():
-            return  # nobody watches yet
-        self._tell_leaders(before.elections.keys() | self.model.elections.keys())
-        names = {agent.id for model in (before, self.model) for agent in model.agents()}
-        self._tell_agents({name: before.agent(name) for name in names}, tombstones)
+            self.model.put(self._keyspace.parse(kv.key), kv)
+        unbroken = frozenset() if set_back else _same_terms(before, self.model)
+        self._history.begin(self.revision, unbroken)
+        for election in unbroken:
+            self._tell_leader(election, before.leader(election))
+        for election in self._leaders.keys() - unbroken:
+            reset = LeaderEvent(LeaderEventKind.RESET, self.model.leader(election), self._source_now())
+            self._leaders[election].set(reset)
+        self._agents.set(AgentEvent(AgentEventKind.RESET, None, self._source_now()))
 
     def _change(self, revision: int, events: list[KvEvent]) -> None:
         """Applies all events of one revision, and then tells what they amount to."""
         self.revision = revision
         parsed = [(self._keyspace.parse(event.kv.key), event.kv, event.type) for event in events]
+        leaders = {
+            key.election: self.model.leader(key.election) for key, _, _ in parsed if isinstance(key, CandidateKey)
+        }
         before = {key.agent: self.model.agent(key.agent) for key, _, _ in parsed if isinstance(key, AgentKey)}
-        tombstones: list[tuple[int, Tombstone]] = []
+        tombstones: list[Tombstone] = []
         for key, kv, kind in parsed:
             if kind == KvEvent.DELETE:
                 self.model.delete(key, kv)
             elif (tombstone := self.model.put(key, kv)) is not None:
-                tombstones.append((revision, tombstone))
-        self._tell_leaders({key.election for key, _, _ in parsed if isinstance(key, CandidateKey)})
+                tombstones.append(tombstone)
+        for election, leader in leaders.items():
+            self._tell_leader(election, leader)
         self._tell_agents(before, tombstones)
 
-    def _tell_leaders(self, elections: Iterable[str]) -> None:
-        for election in elections:
-            if (events := self._leaders.get(election)) is None:
-                continue
-            known, leader = events.value.leader, self.model.leader(election)
-            if leader != known:
-                events.set(LeaderEvent(leader_change(known, leader), leader, self._source_now()))
+    def _tell_leader(self, election: str, before: Leader | None) -> None:
+        """Tells and remembers what became of an election's leader."""
+        after = self.model.leader(election)
+        if after == before:
+            return
+        event = LeaderEvent(leader_change(before, after), after, self._source_now())
+        self._history.add(election, event)
+        if (watched := self._leaders.get(election)) is not None:
+            watched.set(event)
 
-    def _tell_agents(self, before: Mapping[str, Agent | None], tombstones: list[tuple[int, Tombstone]]) -> None:
+    def _tell_agents(self, before: Mapping[str, Agent | None], tombstones: list[Tombstone]) -> None:
         """Tells what became of agents: first what was collected, and then how they are now."""
         source = self._source_now()
         told = [
-            (revision, reaped_event(tombstone, before.get(tombstone.agent), self.model.agent(tombstone.agent), source))
-            for revision, tombstone in tombstones
+            reaped_event(tombstone, before.get(tombstone.agent), self.model.agent(tombstone.agent), source)
+            for tombstone in tombstones
         ]
-        collected = {tombstone.agent for _, tombstone in tombstones}
+        collected = {tombstone.agent for tombstone in tombstones}
         for name, agent in sorted(before.items()):
             after = self.model.agent(name)
             kind = agent_change(agent, after)
             if kind is not AgentEventKind.REAPED:
-                told += [] if kind is None else [(self.revision, AgentEvent(kind, after, source))]
+                told += [] if kind is None else [AgentEvent(kind, after, source)]
             elif agent is not None and name not in collected:
-                told.append((self.revision, vanished_event(agent, source)))
-        for complete, event in complete_up_to(told):
+                told.append(vanished_event(agent, source))
+        for complete, event in complete_up_to((self.revision, event) for event in told):
             self._agents.set(replace(event, source=replace(source, revision=complete)))
 
     def _source_now(self) -> Source:
         return Source(self.cluster_id, self.revision, 0.0)
+
+
+def _same_terms(before: Model, after: Model) -> frozenset[str]:
+    """The elections in which the same term goes on in both, so that there was no other one in between.
+
+    Keys that are made later are younger, and who leads has the oldest. Changes of its record may have been missed.
+    """
+    return frozenset(
+        election
+        for election in before.elections
+        if (leader := before.leader(election)) is not None
+        and (now := after.leader(election)) is not None
+        and (now.key, now.token) == (leader.key, leader.token)
+    )

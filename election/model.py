@@ -80,6 +80,7 @@ class Model:
 
     elections: dict[str, dict[bytes, Candidate]] = field(default_factory=dict)
     agents_by_state: Counter[AgentState] = field(default_factory=Counter)
+    _leaders: dict[str, Leader | None] = field(default_factory=dict)  # as long as nothing changes in their elections
     _known: dict[str, _Known] = field(default_factory=dict)
     _kept: dict[TombstoneKey, Kept] = field(default_factory=dict)  # the one that was put last is the last one
 
@@ -87,6 +88,7 @@ class Model:
         """Takes in a key that was written; returns the tombstone if it is one. Keys come in order of revision."""
         if isinstance(key, CandidateKey):
             self.elections.setdefault(key.election, {})[kv.key] = Candidate.of(key.election, kv)
+            self._leaders.pop(key.election, None)
         if not isinstance(key, AgentKey):
             return None
         known = self._known.setdefault(key.agent, _Known())
@@ -114,6 +116,7 @@ class Model:
         """Takes in that a key is gone."""
         if isinstance(key, CandidateKey) and (queue := self.elections.get(key.election)):
             queue.pop(kv.key, None)
+            self._leaders.pop(key.election, None)
             if not queue:
                 del self.elections[key.election]
         if not isinstance(key, AgentKey) or (known := self._known.get(key.agent)) is None:
@@ -145,7 +148,11 @@ class Model:
 
     def leader(self, election: str) -> Leader | None:
         """Who leads an election."""
-        return leader_of(self.elections.get(election, {}).values())
+        if election not in self.elections:  # a name that anybody may have asked for
+            return None
+        if election not in self._leaders:
+            self._leaders[election] = leader_of(self.elections[election].values())
+        return self._leaders[election]
 
     def agent(self, id: str) -> Agent | None:
         """An agent in any of its states; None for one of which there is nothing."""

@@ -47,16 +47,26 @@ class Answer(Generic[T]):
 
 
 class LeaderEventKind(StrEnum):
-    """What happened to the leadership of an election."""
+    """What happened to the leadership of an election.
+
+    RESET: what happened in between is not known, whole terms perhaps; this is the present state. HEARTBEAT: nothing
+    did; it is told only to those who ask for it.
+    """
 
     ELECTED = "elected"
     UPDATED = "updated"
     VACATED = "vacated"
+    RESET = "reset"
+    HEARTBEAT = "heartbeat"
 
 
 @dataclass(frozen=True, slots=True)
 class LeaderEvent:
-    """A change of leadership, seen at a revision. `leader` is None exactly with VACATED."""
+    """A change of leadership, seen at a revision.
+
+    `leader` is None with VACATED, with RESET where nobody leads, and with HEARTBEAT, which only has a source. Once it
+    has been told, everything up to `source.revision` has: a watch can go on after that.
+    """
 
     kind: LeaderEventKind
     leader: Leader | None
@@ -64,8 +74,14 @@ class LeaderEvent:
 
 
 class AgentEventKind(StrEnum):
-    """What happened to an agent. PRESENT and SYNCED are the beginning of every watch."""
+    """What happened to an agent. PRESENT and SYNCED are the beginning of every watch.
 
+    RESET: what happened since the last event is not known. The watch begins anew after that one: what was REAPED since
+    then, every agent that is there as PRESENT, and SYNCED. HEARTBEAT: nothing happened; it is told only to those who
+    ask for it.
+    """
+
+    RESET = "reset"
     PRESENT = "present"
     SYNCED = "synced"
     JOINED = "joined"
@@ -73,11 +89,12 @@ class AgentEventKind(StrEnum):
     STALE = "stale"
     RECOVERED = "recovered"
     REAPED = "reaped"
+    HEARTBEAT = "heartbeat"
 
 
 @dataclass(frozen=True, slots=True)
 class AgentEvent:
-    """A change of an agent. `agent` is None exactly with SYNCED, `tombstone` is there exactly with REAPED.
+    """A change of an agent, which is None exactly with RESET, SYNCED and HEARTBEAT; `tombstone` is there with REAPED.
 
     Once it has been told, the watch has told every change up to `source.revision`: a watch can go on after that. Of
     several changes in one revision only the last one completes it.
@@ -123,21 +140,35 @@ class TokenCheck:
 
 
 class Reader(Protocol):
-    """What can be asked. Every method raises ElectionError kinds only, ViewStale among them."""
+    """What can be asked. Every method raises ElectionError kinds only, ViewStale among them.
 
-    async def leader(self, election: str) -> Answer[Leader | None]:
+    An answer is from memory unless it is asked for `linearizable`: then it holds whatever had happened when the
+    question was asked, its source has an age of 0, and EtcdUnavailable is raised when etcd cannot be asked.
+    """
+
+    async def leader(self, election: str, *, linearizable: bool = False) -> Answer[Leader | None]:
         """Who leads; None when nobody does."""
         ...
 
-    def watch_leader(self, election: str) -> AsyncGenerator[LeaderEvent]:
-        """Who leads now (ELECTED or VACATED), and then every change."""
+    def watch_leader(
+        self, election: str, *, after: int | None = None, heartbeat_s: float | None = None
+    ) -> AsyncGenerator[LeaderEvent]:
+        """Who leads now (ELECTED or VACATED), and then every change.
+
+        With `after`, the revision of an event that was seen before: exactly the changes that came later; where these
+        are not known any more, RESET with the present state, and then every change. Raises RolledBack for a revision
+        that etcd has not come to, and ViewStale for one that this reader has not come to.
+
+        With `heartbeat_s`, a HEARTBEAT whenever nothing was told for so long, and at once where a watch that goes on
+        has nothing to tell.
+        """
         ...
 
-    async def elections(self) -> Answer[tuple[Election, ...]]:
+    async def elections(self, *, linearizable: bool = False) -> Answer[tuple[Election, ...]]:
         """The elections that somebody stands for, by name."""
         ...
 
-    async def candidates(self, election: str) -> Answer[tuple[Candidate, ...]]:
+    async def candidates(self, election: str, *, linearizable: bool = False) -> Answer[tuple[Candidate, ...]]:
         """The candidates of one election, oldest first."""
         ...
 
@@ -145,20 +176,25 @@ class Reader(Protocol):
         """Whether the token is that of the present leader, read from etcd and not from memory."""
         ...
 
-    async def agents(self, chosen: AgentFilter = NOT_REAPED) -> Answer[tuple[Agent, ...]]:
+    async def agents(
+        self, chosen: AgentFilter = NOT_REAPED, *, linearizable: bool = False
+    ) -> Answer[tuple[Agent, ...]]:
         """The agents that fit, by id; those that are alive, draining or suspect where nothing else is asked for."""
         ...
 
-    async def agent(self, id: str) -> Answer[tuple[Agent, tuple[StateEntry, ...]] | None]:
-        """One agent and its state, read from etcd; None when it is not known."""
+    async def agent(
+        self, id: str, *, linearizable: bool = False
+    ) -> Answer[tuple[Agent, tuple[StateEntry, ...]] | None]:
+        """One agent, and its state, which is always read from etcd; None when it is not known."""
         ...
 
-    def watch_agents(self, *, after: int | None = None) -> AsyncGenerator[AgentEvent]:
+    def watch_agents(self, *, after: int | None = None, heartbeat_s: float | None = None) -> AsyncGenerator[AgentEvent]:
         """Every agent (PRESENT), one SYNCED, and then every change.
 
         With `after`, the revision of an event that was seen before, the REAPED events that came later are told first:
         those of every tombstone that is still kept, all of them with 0. Raises RolledBack for one that etcd has not
-        come to, and ViewStale for one that this reader has not come to.
+        come to, and ViewStale for one that this reader has not come to. With `heartbeat_s`, a HEARTBEAT whenever
+        nothing was told for so long.
         """
         ...
 

@@ -152,8 +152,12 @@ class Servers:
                 raise failed
             await self._clock.sleep_s(pause_s)
 
-    async def streams(self, method: Streaming[Req, Resp], request: Callable[[], Req]) -> AsyncGenerator[Resp | None]:
+    async def streams(
+        self, method: Streaming[Req, Resp], request: Callable[[], Req], *, silent_s: float
+    ) -> AsyncGenerator[Resp | None]:
         """The messages of one stream after another, with a None where a stream begins, which asks for `request()`.
+
+        A stream that is silent for longer than `silent_s` has lost its server. Its first message is sent at once.
 
         Raises ServerUnavailable rather than be blind for more than MAX_AGE_S, and else what a server refused it for.
         """
@@ -165,13 +169,14 @@ class Servers:
             call = method(server)(request(), metadata=self.metadata())
             server.line.carry(call)
             try:
-                async with asyncio.timeout(self.attempt_timeout_s):  # the first message is sent at once
+                async with asyncio.timeout(self.attempt_timeout_s):
                     message = await call.read()
                 yield None
                 while message is not grpc.aio.EOF:
                     heard = True
                     yield cast("Resp", message)
-                    message = await call.read()
+                    async with asyncio.timeout(silent_s):
+                        message = await call.read()
                 why = "it ended the stream"
             except grpc.aio.AioRpcError as error:
                 lagged = heard and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # begin again where it was
@@ -179,7 +184,7 @@ class Servers:
                     raise error_of(error) from None
                 why = error.details() or error.code().name
             except TimeoutError:
-                why = self._silent
+                why = f"no message within {silent_s:g} s" if heard else self._silent
             finally:
                 call.cancel()
             self._avoid(number)

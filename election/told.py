@@ -5,25 +5,50 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from election.agent_records import Agent, AgentState
-from election.reader import AgentEvent, AgentEventKind, LeaderEvent, Source, agent_change, leader_change, vanished_event
+from election.reader import (
+    AgentEvent,
+    AgentEventKind,
+    LeaderEvent,
+    LeaderEventKind,
+    Source,
+    agent_change,
+    leader_change,
+    vanished_event,
+)
+from election.records import Leader
 
 
 @dataclass(slots=True)
 class ToldLeader:
-    """What a watch of an election has told so far, so that a new stream repeats nothing."""
+    """What a watch of an election has told so far, so that a new stream goes on after it and repeats nothing."""
+
+    after: int | None = None
+    """The revision after which a new stream is to go on; None for the present state."""
 
     last: LeaderEvent | None = None
+    source: Source | None = None
+
+    def forget_revisions(self) -> bool:
+        """Etcd's history was set back: whatever is told next is a RESET. False when nothing was told so far."""
+        self.source = self.after = None
+        return self.last is not None
 
     def news(self, event: LeaderEvent) -> LeaderEvent | None:
         """The event to tell for one that arrived; None when it is known or older than what was told."""
-        last = self.last
+        last, source = self.last, self.source
+        is_reset = event.kind is LeaderEventKind.RESET
+        if source is not None and not is_reset and _is_behind(event.source, source):
+            return None
+        self.source, self.after = event.source, event.source.revision
+        if event.kind is LeaderEventKind.HEARTBEAT:
+            return event
         if last is not None:
-            if _is_behind(event.source, last.source) and not _is_later_term(event, last):
-                return None
-            if event.leader == last.leader:
-                self.last = replace(last, source=event.source)
-                return None
-            event = replace(event, kind=leader_change(last.leader, event.leader))
+            if source is None or (is_reset and _is_behind(event.source, source)):  # the history was set back
+                event = replace(event, kind=LeaderEventKind.RESET)
+            elif not is_reset or _is_same_term(last.leader, event.leader):
+                if event.leader == last.leader:
+                    return None
+                event = replace(event, kind=leader_change(last.leader, event.leader))
         self.last = event
         return event
 
@@ -54,6 +79,11 @@ class ToldAgents:
 
     def news(self, event: AgentEvent) -> list[AgentEvent]:
         """The events to tell for one that arrived."""
+        if event.kind is AgentEventKind.RESET:
+            self._reset(event.source)
+            return []
+        if event.kind is AgentEventKind.HEARTBEAT:
+            return [event]
         if event.kind is AgentEventKind.SYNCED:
             return self._synced(event)
         if event.agent is None:
@@ -70,6 +100,12 @@ class ToldAgents:
             self.known[event.agent.id] = event.agent
             self._advance(event.source)
         return [event] if is_new else []
+
+    def _reset(self, source: Source) -> None:
+        """The stream begins anew after what was told; or before it, when etcd's history was set back."""
+        if self._is_behind(source):
+            self.forget_revisions()
+        self.begin()
 
     def _synced(self, event: AgentEvent) -> list[AgentEvent]:
         if self._is_behind(event.source):
@@ -110,9 +146,8 @@ def _is_behind(source: Source, told: Source) -> bool:
     return source.cluster_id == told.cluster_id and source.revision < told.revision
 
 
-def _is_later_term(event: LeaderEvent, told: LeaderEvent) -> bool:
-    """Whether etcd's history was set back, and somebody leads in a new epoch since."""
-    return event.leader is not None and told.leader is not None and event.leader.token > told.leader.token
+def _is_same_term(before: Leader | None, after: Leader | None) -> bool:
+    return before is not None and after is not None and before.token == after.token
 
 
 def _change(before: Agent | None, after: Agent | None, source: Source) -> AgentEvent | None:

@@ -14,7 +14,7 @@ from election.agent_records import Agent, AgentState, StateEntry, Tombstone
 from election.breaker import Breaker
 from election.errors import ConfigError, ViewStale
 from election.etcd.client import EtcdClient
-from election.keys import REGISTRATION, Keyspace
+from election.keys import REGISTRATION, Keyspace, TombstoneKey
 from election.mirror import Mirror
 from election.model import Kept
 from election.reader import (
@@ -25,6 +25,7 @@ from election.reader import (
     AgentFilter,
     Answer,
     LeaderEvent,
+    LeaderEventKind,
     Source,
     TokenCheck,
     complete_up_to,
@@ -85,6 +86,10 @@ class View:
         """The namespace that it reads."""
         return self._keyspace.namespace
 
+    def known_agent(self, id: str) -> tuple[Agent | None, int]:
+        """An agent as the watch has shown it so far, and up to which revision that is complete; never ViewStale."""
+        return self._mirror.model.agent(id), self._mirror.revision
+
     # --- questions -------------------------------------------------------------------------------------------
 
     def source(self) -> Source:
@@ -97,23 +102,29 @@ class View:
             )
         return source
 
-    async def leader(self, election: str) -> Answer[Leader | None]:
+    async def _present(self, linearizable: bool) -> Source:
+        """How fresh what is in memory is, once it is as fresh as it has to be."""
+        return await self._mirror.reach_present() if linearizable else self.source()
+
+    async def leader(self, election: str, *, linearizable: bool = False) -> Answer[Leader | None]:
         """Who leads, from memory."""
         self._keyspace.campaign(election)
-        return Answer(self._mirror.model.leader(election), self.source())
+        source = await self._present(linearizable)
+        return Answer(self._mirror.model.leader(election), source)
 
-    async def elections(self) -> Answer[tuple[Election, ...]]:
+    async def elections(self, *, linearizable: bool = False) -> Answer[tuple[Election, ...]]:
         """The elections that somebody stands for, from memory."""
-        rows = sorted(self._mirror.model.elections.items())
-        return Answer(
-            tuple(Election(name, len(queue), leader_of(queue.values())) for name, queue in rows), self.source()
-        )
+        source = await self._present(linearizable)
+        model = self._mirror.model
+        rows = sorted(model.elections.items())
+        return Answer(tuple(Election(name, len(queue), model.leader(name)) for name, queue in rows), source)
 
-    async def candidates(self, election: str) -> Answer[tuple[Candidate, ...]]:
+    async def candidates(self, election: str, *, linearizable: bool = False) -> Answer[tuple[Candidate, ...]]:
         """The candidates of one election, from memory."""
         self._keyspace.campaign(election)
+        source = await self._present(linearizable)
         queue = self._mirror.model.elections.get(election, {}).values()
-        return Answer(tuple(sorted(queue, key=lambda candidate: candidate.created)), self.source())
+        return Answer(tuple(sorted(queue, key=lambda candidate: candidate.created)), source)
 
     async def check_token(self, election: str, token: Token) -> Answer[TokenCheck]:
         """Whether the token is that of the present leader: one linearizable read of etcd."""
@@ -122,44 +133,55 @@ class View:
         current = leader is not None and leader.token == token
         return Answer(TokenCheck(current, leader), Source(listed.header.cluster_id, listed.header.revision, 0.0))
 
-    async def agents(self, chosen: AgentFilter = NOT_REAPED) -> Answer[tuple[Agent, ...]]:
+    async def agents(
+        self, chosen: AgentFilter = NOT_REAPED, *, linearizable: bool = False
+    ) -> Answer[tuple[Agent, ...]]:
         """The agents that fit, from memory."""
-        return Answer(tuple(agent for agent in self._mirror.model.agents() if chosen.takes(agent)), self.source())
+        source = await self._present(linearizable)
+        return Answer(tuple(agent for agent in self._mirror.model.agents() if chosen.takes(agent)), source)
 
     async def agents_by_state(self) -> Answer[Mapping[AgentState, int]]:
         """How many agents there are, from memory, at the same cost however many these are."""
         return Answer(dict(self._mirror.model.agents_by_state), self.source())
 
-    async def agent(self, id: str) -> Answer[tuple[Agent, tuple[StateEntry, ...]] | None]:
+    async def agent(
+        self, id: str, *, linearizable: bool = False
+    ) -> Answer[tuple[Agent, tuple[StateEntry, ...]] | None]:
         """One agent from memory, with its state's values from one linearizable read of etcd."""
         prefix = self._keyspace.states(id)
         listed = await self._client.list(prefix)
+        source = await self._present(linearizable)
         agent = self._mirror.model.agent(id)
         if agent is None:
-            return Answer(None, self.source())
+            return Answer(None, source)
         entries = (StateEntry.of(prefix, kv) for kv in listed.kvs)
-        return Answer((agent, tuple(entry for entry in entries if entry.key != REGISTRATION)), self.source())
+        return Answer((agent, tuple(entry for entry in entries if entry.key != REGISTRATION)), source)
 
     async def tombstones(self, agent: str | None = None) -> Answer[tuple[Tombstone, ...]]:
         """The tombstones of one agent or of all, the oldest reap first, by linearizable reads of etcd."""
         found: list[Tombstone] = []
         async with aclosing(self.tombstone_pages(agent)) as pages:
             async for page in pages:
-                found += page.value
+                found += [tombstone for _, tombstone in page.value]
         return Answer(tuple(found), page.source)
 
-    async def tombstone_pages(self, agent: str | None = None) -> AsyncGenerator[Answer[tuple[Tombstone, ...]]]:
-        """The same, some at a time: of each page the values have some MiB at most. There is one page or more.
+    async def tombstone_pages(
+        self, agent: str | None = None, *, after: tuple[int, TombstoneKey] | None = None
+    ) -> AsyncGenerator[Answer[tuple[tuple[int, Tombstone], ...]]]:
+        """The same, some at a time, with the revision of each: those after one, by revision and key.
 
-        Those are told that were kept at the revision of the source, and still are when it is their turn.
+        Of each page the values have some MiB at most; there is one page or more. Those are told that were kept at the
+        revision of the source, and still are when it is their turn.
         """
         header, kept = await list_tombstones(self._client, self._keyspace, agent, self._mirror.model)
+        if after is not None:
+            kept = [each for each in kept if (each.revision, each.key) > after]
         source = Source(header.cluster_id, header.revision, 0.0)
         if not kept:
             yield Answer((), source)
         async with aclosing(read_tombstones(self._client, self._keyspace, kept)) as batches:
             async for batch in batches:
-                yield Answer(tuple(tombstone for _, tombstone in batch), source)
+                yield Answer(tuple((each.revision, tombstone) for each, tombstone in batch), source)
 
     async def breaker(self) -> Answer[Breaker]:
         """Whether collectors may reap at present: one linearizable read of etcd."""
@@ -168,17 +190,42 @@ class View:
 
     # --- watches ---------------------------------------------------------------------------------------------
 
-    async def watch_leader(self, election: str) -> AsyncGenerator[LeaderEvent]:
-        """Who leads now, and then every change; raises TooSlow for a reader that lags too far behind."""
+    async def watch_leader(
+        self, election: str, *, after: int | None = None, heartbeat_s: float | None = None
+    ) -> AsyncGenerator[LeaderEvent]:
+        """Who leads now, or what has changed after a revision, and then every change.
+
+        Where changes cannot be told it is a RESET: at the beginning when those since that revision are not remembered,
+        and later when this view itself has missed some. A term that goes on is no reason for one: none was missed.
+        Changes of its record may be told as one then.
+
+        A HEARTBEAT has a source that is fresh enough to answer from, like every answer. A view that has not come to
+        the revision waits for it, for CATCH_UP_S.
+
+        Raises:
+            ConfigError: `after` is not a revision.
+            RolledBack: etcd has not come to it: its history was set back since. One that was, and has passed it since,
+                cannot be told from one that was not.
+            ViewStale: the view has not, or has not heard from etcd for too long.
+            TooSlow: the reader lags too far behind; it can go on after the last event that it was told.
+        """
         self._keyspace.campaign(election)
+        if after is not None:
+            await self._mirror.reach(_revision(after))
         self.source()
-        async with aclosing(self._mirror.leader_events(election)) as events:
-            yield replace(await anext(events), source=self.source())
+        async with aclosing(self._mirror.leader_events(election, after, heartbeat_s)) as events:
             async for event in events:
+                if event.kind is LeaderEventKind.HEARTBEAT:
+                    self.source()
                 yield replace(event, source=self._mirror.source(event.source.revision))
 
-    async def watch_agents(self, *, after: int | None = None) -> AsyncGenerator[AgentEvent]:
+    async def watch_agents(
+        self, *, after: int | None = None, heartbeat_s: float | None = None
+    ) -> AsyncGenerator[AgentEvent]:
         """Every agent, one SYNCED, and then every change; with `after`, first what was reaped since that revision.
+
+        When this view has missed changes it is told: RESET, and all that again, after the last event. When etcd's
+        history was set back, nothing is told of what was reaped meanwhile.
 
         A view that has not come to that revision waits for it, for CATCH_UP_S.
 
@@ -190,12 +237,28 @@ class View:
         """
         if after is not None:
             await self._mirror.reach(_revision(after))
-        source = self.source()
-        async with aclosing(self._mirror.agent_events()) as events:
-            await anext(events)  # what happened last, before this watch began
+        self.source()
+        times_set_back, is_reset = self._mirror.times_set_back, False
+        while True:
+            if self._mirror.times_set_back != times_set_back:
+                times_set_back, after = self._mirror.times_set_back, None
+            async with aclosing(self._watch_agents_unbroken(after, heartbeat_s, is_reset)) as events:
+                async for event in events:
+                    after = event.source.revision
+                    yield event
+            is_reset = True
+
+    async def _watch_agents_unbroken(
+        self, after: int | None, heartbeat_s: float | None, is_reset: bool
+    ) -> AsyncGenerator[AgentEvent]:
+        """A watch that ends when the view has missed changes."""
+        with self._mirror.agent_events() as changes:
             # Nothing is awaited between the registration and the end of these lines: they are of one revision.
             present = {agent.id: agent for agent in self._mirror.model.present()}
             missed = () if after is None else self._mirror.model.kept_after(after)
+            source = self._mirror.source()
+            if is_reset:
+                yield AgentEvent(AgentEventKind.RESET, None, self._mirror.source(after))
             async with aclosing(self._reaped(missed, present, source)) as reaped:
                 async for event in reaped:
                     yield event
@@ -203,8 +266,12 @@ class View:
             for agent in present.values():
                 yield AgentEvent(AgentEventKind.PRESENT, agent, source)
             yield AgentEvent(AgentEventKind.SYNCED, None, source)
-            async for change in events:
-                if change is not None:
+            while True:
+                if not await changes.wait(heartbeat_s):
+                    yield AgentEvent(AgentEventKind.HEARTBEAT, None, self.source())
+                elif (change := changes.next()) is None or change.kind is AgentEventKind.RESET:
+                    return
+                else:
                     yield change
 
     async def _reaped(

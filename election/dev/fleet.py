@@ -131,7 +131,7 @@ class Fleet:
     async def _watch_agents(self) -> None:
         async with aclosing(self.view.watch_agents()) as events:
             async for event in events:
-                if event.kind not in (AgentEventKind.PRESENT, AgentEventKind.SYNCED):
+                if event.agent is not None and event.kind is not AgentEventKind.PRESENT:
                     self.tell(_agent_event(event))
 
     async def _watch_breaker(self) -> None:

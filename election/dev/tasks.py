@@ -19,7 +19,7 @@ from election.errors import EtcdError
 from election.etcd import txn
 from election.fencing.txn import fenced_txn
 from election.pb.etcd import rpc_pb2 as rpc
-from election.reader import AgentEvent
+from election.reader import AgentEvent, AgentEventKind
 from election.store import Store
 from election.term import Term
 from election.views import View
@@ -78,7 +78,9 @@ class Ledger:
         """Takes in what became of an agent: tasks that were collected from it are there to be assigned again."""
         agent, tombstone, revision = event.agent, event.tombstone, event.source.revision
         async with self._lock:
-            if agent is None:  # what was reaped before is known, and who is there
+            if event.kind is AgentEventKind.RESET:  # who is there is told anew, after what was reaped meanwhile
+                self._agents, self._is_synced = {}, False
+            elif agent is None:  # what was reaped before is known, and who is there
                 self._is_synced = True
                 await self._release([task for task in await self._tasks() if self._is_lost(task)], revision)
             elif tombstone is None:

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Literal
 
 from grpc import StatusCode
 
@@ -31,16 +32,20 @@ _SILENT_BEATS = 2
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything under the prefix at one revision, oldest key first. What was known before is void."""
+    """Everything under the prefix at one revision, oldest key first. What was known before is void.
+
+    `set_back` says that etcd's history may have been: what was seen of it before need not have happened.
+    """
 
     revision: int
     cluster_id: int
     kvs: tuple[kv.KeyValue, ...]
+    set_back: bool = False
 
     @classmethod
-    def of(cls, listed: rpc.RangeResponse) -> Snapshot:
+    def of(cls, listed: rpc.RangeResponse, *, set_back: bool = False) -> Snapshot:
         """What a list has brought."""
-        return cls(listed.header.revision, listed.header.cluster_id, tuple(listed.kvs))
+        return cls(listed.header.revision, listed.header.cluster_id, tuple(listed.kvs), set_back)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +67,20 @@ class Heard:
     revision: int
 
 
-async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGenerator[Snapshot | Changes | Heard]:
+async def follow(
+    client: EtcdClient, prefix: bytes, backoff: Backoff, nudge: asyncio.Event | None = None
+) -> AsyncGenerator[Snapshot | Changes | Heard]:
     """Lists a prefix, then watches it from the next revision; lists again when it has to.
 
-    Once it has begun, nothing is yielded while etcd cannot be reached, and the attempts go on: readers that need
-    fresh knowledge look at when they last got something. Cancellation ends the stream.
+    Setting `nudge` asks the watch for a sign of life at once. Once it has begun, nothing is yielded while etcd cannot
+    be reached, and the attempts go on: readers that need fresh knowledge look at when they last got something.
+    Cancellation ends the stream.
 
     Raises:
         EtcdUnavailable: etcd could not be reached for the first list.
         EtcdError: for what will not pass by itself, such as a missing permission.
     """
-    begun = False
+    begun = set_back = False
     while True:
         try:
             listed = await list_all(client, prefix)
@@ -83,22 +91,30 @@ async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGe
             continue
         begun = True
         backoff.reset()
-        yield Snapshot.of(listed)
+        yield Snapshot.of(listed, set_back=set_back)
         try:
             header = listed.header
-            async with aclosing(watch(client, prefix, header.revision + 1, backoff, header.raft_term)) as items:
+            async with aclosing(watch(client, prefix, header.revision + 1, backoff, header.raft_term, nudge)) as items:
                 async for item in items:
                     yield item
         except Compacted:
-            continue
+            set_back = False
         except RolledBack:
+            set_back = True
             await client.clock.sleep_s(backoff.next_s())
 
 
 async def watch(
-    client: EtcdClient, prefix: bytes, start_revision: int, backoff: Backoff, raft_term: int = 0
+    client: EtcdClient,
+    prefix: bytes,
+    start_revision: int,
+    backoff: Backoff,
+    raft_term: int = 0,
+    nudge: asyncio.Event | None = None,
 ) -> AsyncGenerator[Changes | Heard]:
     """Yields every event under a prefix from a revision on, across the loss of members.
+
+    It asks for a sign of life when nothing has come for a beat, and whenever `nudge` is set, which it clears.
 
     Raises:
         Compacted: when the next event's revision is gone.
@@ -108,6 +124,7 @@ async def watch(
     """
     next_revision = start_revision
     doubted = False
+    nudge = nudge or asyncio.Event()
     while True:
         try:
             member, stream = await client.open(methods.WATCH)
@@ -115,7 +132,7 @@ async def watch(
             await client.clock.sleep_s(backoff.next_s())
             continue
         try:
-            async with aclosing(_read(client, stream, prefix, next_revision, raft_term)) as items:
+            async with aclosing(_read(client, stream, prefix, next_revision, raft_term, nudge)) as items:
                 async for item in items:
                     if isinstance(item, Changes):
                         next_revision = item.revision + 1
@@ -135,7 +152,7 @@ async def watch(
 
 
 async def _read(
-    client: EtcdClient, stream: _Watch, prefix: bytes, start_revision: int, raft_term: int
+    client: EtcdClient, stream: _Watch, prefix: bytes, start_revision: int, raft_term: int, nudge: asyncio.Event
 ) -> AsyncGenerator[Changes | Heard]:
     """Reads one stream until it ends or falls silent."""
     # From the revision before, which is known to be there: etcd since 3.5.22 and 3.6.2 answers no progress request
@@ -144,7 +161,8 @@ async def _read(
         key=prefix, range_end=range_end(prefix), start_revision=max(start_revision - 1, 1), fragment=True
     )
     fragments: list[kv.Event] = []
-    async with aclosing(_answers(client, stream, prefix, rpc.WatchRequest(create_request=create))) as answers:
+    request = rpc.WatchRequest(create_request=create)
+    async with aclosing(_answers(client, stream, prefix, request, nudge)) as answers:
         async for answer in answers:
             client.note(answer)
             if answer.canceled:
@@ -165,34 +183,47 @@ async def _read(
 
 
 async def _answers(
-    client: EtcdClient, stream: _Watch, prefix: bytes, create: rpc.WatchRequest
+    client: EtcdClient, stream: _Watch, prefix: bytes, create: rpc.WatchRequest, nudge: asyncio.Event
 ) -> AsyncGenerator[rpc.WatchResponse]:
     """Everything that comes, until the stream ends, stays silent though it was asked for a sign of life, or is behind.
 
     A member whose disk hangs, or whom the others cannot hear, has a leader and gives signs of life, and never learns
-    anything: what shows it is that etcd, when it is read, has been further for a beat or more.
+    anything: what shows it is that etcd, when it is read, has been further for a beat or more. So signs of life do
+    not put off the next beat, however often they are asked for.
     """
     beat_s = client.config.attempt_timeout_s
+    loop = asyncio.get_running_loop()
     silent_beats = 0
     reached = due = 0  # the revisions at which etcd was a beat ago, and two beats ago
     reading: asyncio.Task[rpc.WatchResponse | None] | None = None
+    nudged: asyncio.Task[Literal[True]] | None = None
     asking: asyncio.Task[int] | None = None
     try:
         await stream.write(create)
+        beat_at_s = loop.time() + beat_s
         while silent_beats <= _SILENT_BEATS:
             reading = reading or asyncio.create_task(stream.read())
-            await asyncio.wait({reading}, timeout=beat_s)
+            nudged = nudged or asyncio.create_task(nudge.wait())
+            left_s = max(beat_at_s - loop.time(), 0)
+            await asyncio.wait({reading, nudged}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             if not reading.done():
-                silent_beats += 1
-                if asking is None or asking.done():
-                    due, reached = reached, asking.result() if asking else 0
-                    asking = asyncio.create_task(_revision(client, prefix))
+                if nudged.done():
+                    nudge.clear()
+                    nudged = None
+                else:
+                    silent_beats += 1
+                    beat_at_s = loop.time() + beat_s
+                    if asking is None or asking.done():
+                        due, reached = reached, asking.result() if asking else 0
+                        asking = asyncio.create_task(_revision(client, prefix))
                 async with asyncio.timeout(beat_s):
                     await stream.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
                 continue
             answer, reading, silent_beats = reading.result(), None, 0
             if answer is None:
                 return
+            if answer.events:
+                beat_at_s = loop.time() + beat_s
             if answer.header.revision < due and not (answer.events or answer.canceled):
                 return  # the member is behind
             yield answer
@@ -200,7 +231,7 @@ async def _answers(
         return
     finally:
         stream.cancel()
-        for task in (reading, asking):
+        for task in (reading, nudged, asking):
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})

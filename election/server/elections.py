@@ -9,6 +9,7 @@ from contextlib import aclosing
 from election.messages import (
     candidate_message,
     election_message,
+    heartbeat_from,
     leader_event_message,
     leader_message,
     view_message,
@@ -21,6 +22,7 @@ from election.server.access.caller import current_caller
 from election.server.access.roles import Role
 from election.server.calls import Context
 from election.server.campaigns import Campaigns
+from election.server.pages import Page
 from election.server.served import ServedReader
 from election.token import Token
 
@@ -35,31 +37,38 @@ class ElectionsServicer(services.ElectionsServicer):
 
     async def GetLeader(self, request: pb.GetLeaderRequest, context: Context) -> pb.GetLeaderResponse:
         """Tells who leads."""
-        answer = await self._reader.leader(election_id(request.election))
+        answer = await self._reader.leader(election_id(request.election), linearizable=request.linearizable)
         return pb.GetLeaderResponse(view=view_message(answer.source, self._namespace), leader=_leader(answer.value))
 
     async def WatchLeader(
         self, request: pb.WatchLeaderRequest, context: Context
     ) -> AsyncGenerator[pb.WatchLeaderResponse]:
-        """Tells who leads now, and every change."""
-        async with aclosing(self._reader.watch_leader(election_id(request.election))) as events:
+        """Tells who leads now, or what has changed since a revision, and every change."""
+        election, heartbeat_s = election_id(request.election), heartbeat_from(request)
+        after = request.after_revision if request.HasField("after_revision") else None
+        watch = self._reader.watch_leader(election, after=after, heartbeat_s=heartbeat_s)
+        async with aclosing(watch) as events:
             async for event in events:
                 yield leader_event_message(event, self._namespace)
 
     async def ListElections(self, request: pb.ListElectionsRequest, context: Context) -> pb.ListElectionsResponse:
         """Lists the elections that the caller may read."""
-        answer = await self._reader.elections()
+        page = Page[pb.Election](request, "elections", str)
+        answer = await self._reader.elections(linearizable=request.linearizable)
         caller = current_caller.get()
-        readable = (each for each in answer.value if caller.may(Role.READER, election=each.name))
+        readable = [each for each in answer.value if caller.may(Role.READER, election=each.name)]
+        page.fill(readable, lambda election: (election.name,), election_message)
         return pb.ListElectionsResponse(
-            view=view_message(answer.source, self._namespace), elections=map(election_message, readable)
+            view=view_message(answer.source, self._namespace), elections=page.items, next_page_token=page.next_token
         )
 
     async def ListCandidates(self, request: pb.ListCandidatesRequest, context: Context) -> pb.ListCandidatesResponse:
         """Lists the candidates of one election."""
-        answer = await self._reader.candidates(election_id(request.election))
+        page = Page[pb.Candidate](request, "candidates", int)
+        answer = await self._reader.candidates(election_id(request.election), linearizable=request.linearizable)
+        page.fill(answer.value, lambda candidate: (candidate.created,), candidate_message)
         return pb.ListCandidatesResponse(
-            view=view_message(answer.source, self._namespace), candidates=map(candidate_message, answer.value)
+            view=view_message(answer.source, self._namespace), candidates=page.items, next_page_token=page.next_token
         )
 
     async def CheckToken(self, request: pb.CheckTokenRequest, context: Context) -> pb.CheckTokenResponse:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from election.agent_records import Tombstone
+from election.agent_records import Agent, Tombstone
+from election.keys import TombstoneKey
 from election.reader import Answer, Reader, Source
 
 
@@ -21,6 +22,15 @@ class ServedReader(Reader, Protocol):
         """How fresh it is; raises ViewStale when that is too old to answer from."""
         ...
 
-    def tombstone_pages(self, agent: str | None = None) -> AsyncGenerator[Answer[tuple[Tombstone, ...]]]:
-        """The tombstones that are kept, some at a time, all with the same source; one page or more."""
+    def known_agent(self, id: str) -> tuple[Agent | None, int]:
+        """An agent as memory has it, however old, and the revision up to which memory is complete."""
+        ...
+
+    def tombstone_pages(
+        self, agent: str | None = None, *, after: tuple[int, TombstoneKey] | None = None
+    ) -> AsyncGenerator[Answer[tuple[tuple[int, Tombstone], ...]]]:
+        """The tombstones that are kept, with the revision of each: those after one, by revision and key.
+
+        They come some at a time, all with the same source; one page or more.
+        """
         ...

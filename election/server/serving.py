@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +21,7 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
 from election.clock import BootClock
 from election.config import is_loopback
 from election.errors import ConfigError, ElectionError
+from election.etcd.renewer import Renewer
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
 from election.server.access.gate import AccessConfig, Gate
@@ -29,7 +31,9 @@ from election.server.campaigns import Campaigns
 from election.server.elections import ElectionsServicer
 from election.server.health import Health
 from election.server.names import SERVICES
+from election.server.operations import Operations
 from election.server.served import ServedReader
+from election.server.sessions import Sessions
 from election.server.tls import ServerTls, server_credentials
 from election.statuses import status_of
 from election.store import Store
@@ -59,7 +63,8 @@ class GrpcServer:
     Port 0 takes any free port. Without `cert` and `key` it serves plain text, on a loopback address only unless
     `insecure` is said. With `client_ca` every client needs a certificate of that authority. `access` says who may do
     what: see `Gate`; health is open to all. All files are read again when they change, and no connection ends for it.
-    Without a `store` it only answers questions, and nobody can stand, be an agent or change anything through it.
+    With a `store`, which has to outlive it, callers can stand, be agents and change something through it; without one
+    it only answers.
 
     The health of "" is SERVING while the server lives; that of the services turns NOT_SERVING while the reader is
     stale, within a second, and their streams end with UNAVAILABLE. Leaving the block turns all health NOT_SERVING,
@@ -94,6 +99,8 @@ class GrpcServer:
                 "give --server-cert and --server-key, or say --insecure"
             )
         self._reader = reader
+        self._store = store
+        self._stack = AsyncExitStack()
         self._campaigns = Campaigns(store, reader) if store else None
         self._host = f"[{host}]" if ":" in host else host
         self._port = port
@@ -121,7 +128,7 @@ class GrpcServer:
 
     async def __aenter__(self) -> Self:
         server = grpc.aio.server(options=self._options)
-        elections, agents = ElectionsServicer(self._reader, self._campaigns), AgentsServicer(self._reader)
+        elections, agents = ElectionsServicer(self._reader, self._campaigns), await self._agents()
         described = pb.DESCRIPTOR.services_by_name
         services.add_ElectionsServicer_to_server(self._calls.guarded(elections, described["Elections"]), server)
         services.add_AgentsServicer_to_server(self._calls.guarded(agents, described["Agents"]), server)
@@ -153,6 +160,14 @@ class GrpcServer:
         self._calls.close()
         if self._server is not None:
             await self._server.stop(GRACE_S)
+        await self._stack.aclose()
+
+    async def _agents(self) -> AgentsServicer:
+        if (store := self._store) is None:
+            return AgentsServicer(self._reader)
+        renewer = await self._stack.enter_async_context(Renewer(store.client))
+        sessions = Sessions(store.client, renewer, store.keyspace, self._reader)
+        return AgentsServicer(self._reader, sessions, Operations(store.client, store.keyspace, self._reader))
 
     def _bind(self, server: grpc.aio.Server) -> int:
         _check_free(self._host.strip("[]"), self._port)

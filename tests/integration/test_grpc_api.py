@@ -27,6 +27,7 @@ from election.collector import Collector
 from election.config import AgentConfig, CollectorConfig, TlsConfig
 from election.dev.etcd import EtcdCluster
 from election.errors import ConfigError, ElectionError, EtcdUnavailable, ViewStale
+from election.keys import TombstoneKey
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
 from election.published import TooSlow
@@ -622,29 +623,39 @@ class ScriptedReader:
     def source(self) -> Source:
         return Source(1, 2, 0.0)
 
-    async def leader(self, election: str) -> Answer[Leader | None]:
+    def known_agent(self, id: str) -> tuple[Agent | None, int]:
+        return None, 2
+
+    async def leader(self, election: str, *, linearizable: bool = False) -> Answer[Leader | None]:
         self.asked.set()
         if self.error is not None:
             raise self.error
         await self.go_on.wait()
         return Answer(LEADER, self.source())
 
-    async def elections(self) -> Answer[tuple[Election, ...]]:
+    async def elections(self, *, linearizable: bool = False) -> Answer[tuple[Election, ...]]:
         return Answer((), self.source())
 
-    async def candidates(self, election: str) -> Answer[tuple[Candidate, ...]]:
+    async def candidates(self, election: str, *, linearizable: bool = False) -> Answer[tuple[Candidate, ...]]:
         return Answer((), self.source())
 
     async def check_token(self, election: str, token: Token) -> Answer[TokenCheck]:
         return Answer(TokenCheck(current=False, leader=None), self.source())
 
-    async def agents(self, chosen: AgentFilter = NOT_REAPED) -> Answer[tuple[Agent, ...]]:
+    async def agents(
+        self, chosen: AgentFilter = NOT_REAPED, *, linearizable: bool = False
+    ) -> Answer[tuple[Agent, ...]]:
         return Answer((), self.source())
 
-    async def agent(self, id: str) -> Answer[tuple[Agent, tuple[StateEntry, ...]] | None]:
+    async def agent(
+        self, id: str, *, linearizable: bool = False
+    ) -> Answer[tuple[Agent, tuple[StateEntry, ...]] | None]:
         return Answer(None, self.source())
 
-    async def watch_leader(self, election: str) -> AsyncGenerator[LeaderEvent]:
+    async def watch_leader(
+        self, election: str, *, after: int | None = None, heartbeat_s: float | None = None
+    ) -> AsyncGenerator[LeaderEvent]:
+        self.afters.append(after)
         async for event in self._play():
             assert isinstance(event, LeaderEvent)
             yield event
@@ -652,13 +663,17 @@ class ScriptedReader:
     async def tombstones(self, agent: str | None = None) -> Answer[tuple[Tombstone, ...]]:
         return Answer((), self.source())
 
-    async def tombstone_pages(self, agent: str | None = None) -> AsyncGenerator[Answer[tuple[Tombstone, ...]]]:
+    async def tombstone_pages(
+        self, agent: str | None = None, *, after: tuple[int, TombstoneKey] | None = None
+    ) -> AsyncGenerator[Answer[tuple[tuple[int, Tombstone], ...]]]:
         yield Answer((), self.source())
 
     async def breaker(self) -> Answer[Breaker]:
         return Answer(Breaker(), self.source())
 
-    async def watch_agents(self, *, after: int | None = None) -> AsyncGenerator[AgentEvent]:
+    async def watch_agents(
+        self, *, after: int | None = None, heartbeat_s: float | None = None
+    ) -> AsyncGenerator[AgentEvent]:
         self.afters.append(after)
         async for event in self._play():
             assert isinstance(event, AgentEvent)

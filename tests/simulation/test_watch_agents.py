@@ -19,6 +19,7 @@ from election.etcd import methods
 from election.etcd.methods import Method, Req, Resp
 from election.etcd.transport import Metadata
 from election.reader import AgentEvent, AgentEventKind
+from election.told import ToldAgents
 from election.views import View
 from tests.fake.clock import virtual
 from tests.fake.transport import FakeTransport
@@ -62,9 +63,13 @@ async def watching(view: View, after: int | None = None) -> AsyncGenerator[list[
             reading.result()
 
 
+def name_of(event: AgentEvent) -> str:
+    return event.agent.id if event.agent else ""
+
+
 def short(events: list[AgentEvent]) -> list[tuple[str, str, int]]:
     """Kind, agent and revision of each."""
-    return [(event.kind.value, event.agent.id if event.agent else "", event.source.revision) for event in events]
+    return [(event.kind.value, name_of(event), event.source.revision) for event in events]
 
 
 async def told(view: View, after: int | None = None) -> list[AgentEvent]:
@@ -294,8 +299,8 @@ def test_what_is_no_revision_is_refused(after: int) -> None:
 
 
 @virtual
-async def test_a_view_whose_history_was_compacted_tells_what_it_missed() -> None:
-    """Several reaps of one agent among it, in order; and its watches go on."""
+async def test_a_view_whose_history_was_compacted_begins_anew_after_what_it_told() -> None:
+    """RESET, several reaps of one agent among what was missed, in order, who is there; and its watches go on."""
     here = world()
     async with viewing(here) as (machine, view, fleet):
         await fleet.join("a")
@@ -316,7 +321,45 @@ async def test_a_view_whose_history_was_compacted_tells_what_it_missed() -> None
             assert reaped_in(events) == list(fleet.reaped.items())
             revisions = [event.source.revision for event in events]
             assert revisions == sorted(revisions)
-            assert short(events)[-3:] == [("reaped", "a", last - 1), ("reaped", "b", last), ("joined", "c", last + 2)]
+            now = last + 2
+            assert short(events)[:4] == [
+                ("synced", "", 1),
+                ("joined", "a", 2),
+                ("joined", "b", 4),
+                ("reset", "", 4),
+            ]
+            assert short(events)[-4:] == [
+                ("reaped", "a", last - 1),
+                ("reaped", "b", last),
+                ("present", "c", now),
+                ("synced", "", now),
+            ]
+            await fleet.die("c")
+            await asyncio.sleep(0.1)
+            assert short(events)[-1] == ("stale", "c", now + 1)
+
+
+@virtual
+async def test_a_watch_of_agents_goes_on_when_the_history_is_set_back() -> None:
+    """RESET with a revision that is possible again, and who is there now; what was told of the other past is void."""
+    here = world()
+    async with viewing(here) as (_, view, fleet):
+        await fleet.join("a")
+        snapshot = here.etcd.snapshot()
+        async with watching(view) as events:
+            for _ in range(20):
+                await fleet.store("a", "task", "x")
+            await fleet.join("b")
+            await fleet.die("a")
+            await fleet.reap("a")
+            await asyncio.sleep(0.1)
+            count = len(events)
+            here.etcd.restore(snapshot)
+            await asyncio.sleep(SETTLED_S)
+            assert short(events)[count:] == [("reset", "", 3), ("present", "a", 3), ("synced", "", 3)]
+            told = ToldAgents()
+            news = [new for event in events for new in told.news(event)]
+            assert [(each.kind.value, name_of(each)) for each in news[-2:]] == [("joined", "a"), ("reaped", "b")]
 
 
 # --- everything at random -----------------------------------------------------------------------------------------

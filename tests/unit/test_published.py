@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 
 import pytest
 
@@ -49,4 +50,38 @@ async def test_a_reader_that_has_gone_is_forgotten() -> None:
     values = value.values()
     await anext(values)
     await values.aclose()
-    assert value._readers == []
+    assert not value.has_readers
+
+
+async def test_values_are_let_go_when_nobody_has_to_read_them_any_more() -> None:
+    """Also those of a reader that hangs and does not notice that it was cut off."""
+
+    class Large:
+        pass
+
+    value: Published[Large | None] = Published(None, limit=8)
+    hangs, reads = value.read(), value.read()
+    seen = []
+    for _ in range(40):
+        large = Large()
+        seen.append(weakref.ref(large))
+        value.set(large)
+        del large
+        reads.next()
+    assert sum(each() is not None for each in seen) <= 12
+    with pytest.raises(TooSlow, match="more than 8 values"):
+        hangs.next()
+
+
+async def test_a_reader_waits_for_so_long_at_most() -> None:
+    """And is told whether there is something to read, also when that came in the same moment."""
+    value = Published(0)
+    with value.read() as reading:
+        assert not await reading.wait(0.0)
+        waiting = asyncio.ensure_future(reading.wait(0.0))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon(value.set, 1)
+        assert await waiting
+        assert reading.next() == 1
+        assert not reading.is_behind
+    assert not value.has_readers

@@ -107,11 +107,21 @@ def test_a_status_that_stands_for_no_error_names_itself() -> None:
 def test_a_status_with_its_reason_becomes_the_same_error_again(error: ElectionError) -> None:
     """Also where several errors have one code; those that hold more than a text become the root kind."""
     code, text, metadata = statuses.status_of(error)
-    again = statuses.error_from(code, text, statuses.reason_in(metadata))
-    if isinstance(error, NotLeader | StateExists) or type(error) in (EtcdError, ElectionError):
+    again = statuses.error_from(code, text, *statuses.info_in(metadata))
+    if isinstance(error, NotLeader) or type(error) in (EtcdError, ElectionError):
         assert type(again) is ElectionError
     else:
         assert type(again) is type(error)
+
+
+def test_the_keys_of_a_state_that_exists_come_back() -> None:
+    """As many of them as headers have room for."""
+    for keys in (("task", "a b"), tuple(f"{i:0128}" for i in range(100))):
+        code, text, metadata = statuses.status_of(StateExists("there", keys=keys))
+        again = statuses.error_from(code, text, *statuses.info_in(metadata))
+        assert isinstance(again, StateExists)
+        assert again.keys == keys[:15]
+        assert len(metadata[0][1]) < 4096
 
 
 def test_a_reason_is_told_as_the_standard_has_it() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from election.agent_records import Agent, AgentState, Tombstone
-from election.reader import AgentEvent, AgentEventKind, Source
+from election.reader import AgentEvent, AgentEventKind, LeaderEvent, LeaderEventKind, Source
+from election.records import Leader
 from election.token import Token
-from election.told import ToldAgents
+from election.told import ToldAgents, ToldLeader
 
 
 def event(
@@ -91,3 +92,64 @@ def test_after_a_history_that_was_set_back_lists_are_compared() -> None:
         ("joined", "c"),
     ]
     assert told.after == 7
+
+
+def test_a_stream_that_begins_anew_in_its_middle_tells_the_difference() -> None:
+    """What was REAPED since, and what else is different, as if another server went on with it."""
+    told = ToldAgents()
+    tell(told, event("present", 10, "a"), event("present", 10, "b"), event("present", 10, "c"), event("synced", 10))
+    anew = [event("reset", 10), event("reaped", 15, "a"), event("present", 20, "c"), event("synced", 20)]
+    assert tell(told, *anew) == [("reaped", "a"), ("reaped", "b")]
+    assert told.after == 20
+    assert tell(told, event("reset", 7), event("present", 7, "b"), event("synced", 7)) == [
+        ("joined", "b"),
+        ("reaped", "c"),
+    ]
+    assert told.after == 7
+
+
+# --- leaders -----------------------------------------------------------------------------------------------------
+
+
+def leading(kind: str, revision: int, token: int = 0, address: str = "", cluster: int = 1) -> LeaderEvent:
+    leader = Leader("e", "one", address, Token(0, token), "/k", 5, None, {}, 0, proven=True) if token else None
+    return LeaderEvent(LeaderEventKind(kind), leader, Source(cluster, revision, 0.0))
+
+
+def tell_leaders(told: ToldLeader, *events: LeaderEvent) -> list[tuple[str, int]]:
+    news = [told.news(each) for each in events]
+    return [(new.kind.value, new.leader.token.revision if new.leader else 0) for new in news if new]
+
+
+def test_a_reset_is_told_unless_the_same_term_goes_on() -> None:
+    """Between two of the same token there was no other one; between two times nobody, there may have been."""
+    told = ToldLeader()
+    assert tell_leaders(told, leading("elected", 10, 10), leading("reset", 20, 10)) == [("elected", 10)]
+    assert told.after == 20
+    assert tell_leaders(told, leading("reset", 25, 10, "elsewhere")) == [("updated", 10)]
+    assert tell_leaders(told, leading("reset", 30, 28)) == [("reset", 28)]
+    assert tell_leaders(told, leading("reset", 40), leading("reset", 50)) == [("reset", 0), ("reset", 0)]
+    assert tell_leaders(ToldLeader(7), leading("reset", 40, 10)) == [("reset", 10)]
+
+
+def test_it_goes_on_after_the_last_sign_of_life() -> None:
+    """A heartbeat says that everything up to its revision was told."""
+    told = ToldLeader(3)
+    assert told.after == 3
+    tell_leaders(told, leading("elected", 10, 10), leading("heartbeat", 17))
+    assert told.after == 17
+    assert tell_leaders(told, leading("vacated", 16)) == []
+    assert tell_leaders(told, leading("vacated", 18)) == [("vacated", 0)]
+
+
+def test_leaders_of_a_history_that_was_set_back_are_a_reset() -> None:
+    """Whoever leads then, and however the stream says so."""
+    for same_token in (10, 12):
+        told = ToldLeader()
+        tell_leaders(told, leading("elected", 20, 10))
+        assert tell_leaders(told, leading("reset", 15, same_token)) == [("reset", same_token)]
+        assert told.after == 15
+        assert told.forget_revisions()
+        assert told.after is None
+        assert tell_leaders(told, leading("elected", 13, same_token)) == [("reset", same_token)]
+    assert not ToldLeader(9).forget_revisions()
