@@ -35,6 +35,10 @@ Streaming = Callable[[Any, Context], AsyncGenerator[Any]]
 """Its first argument is a request, or an iterator of the caller's messages."""
 
 
+_AT_ONCE = 100
+"""Of so many streams it is asked at once whether they may go on: there can be thousands."""
+
+
 class _Stream:
     """A stream that runs: it can be ended from outside, with a status."""
 
@@ -63,13 +67,15 @@ class Calls:
         while self._streams:
             self._streams.pop().end(why)
 
-    def end_forbidden_streams(self) -> None:
+    async def end_forbidden_streams(self) -> None:
         """Ends the streams whose callers may not have them any more, if anything has changed since the last time."""
         if (version := self._gate.version()) == self._checked:
             return
         self._checked = version
-        for stream in tuple(self._streams):
-            if error := stream.lasting.lost():
+        for number, stream in enumerate(tuple(self._streams), start=1):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if stream in self._streams and (error := stream.lasting.lost()):
                 self._streams.discard(stream)
                 stream.end(status_of(error))
 

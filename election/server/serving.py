@@ -187,7 +187,7 @@ class GrpcServer:
                 self._calls.end_streams(status_of(error))
             else:
                 self._health.set_fresh(True)
-            self._calls.end_forbidden_streams()
+            await self._calls.end_forbidden_streams()
             await asyncio.sleep(_CHECK_S)
 
 

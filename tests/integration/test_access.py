@@ -152,7 +152,7 @@ async def test_elections_are_as_the_policy_bounds_them(
 class Listing(Silent):
     """A reader that knows three elections."""
 
-    async def elections(self) -> Answer[tuple[Election, ...]]:
+    async def elections(self, *, linearizable: bool = False) -> Answer[tuple[Election, ...]]:
         names = ("batch-1", "other", "scheduler")
         return Answer(tuple(Election(name, 1, None) for name in names), Source(1, 2, 0.0))
 
