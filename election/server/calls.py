@@ -92,10 +92,8 @@ class Calls:
         handle = getattr(servicer, method.name)
         path = f"/{method.containing_service.full_name}/{method.name}"
         access = METHODS[path]
-        if method.server_streaming:
-            return self._streaming(path, access, handle)
-        single = self._single(path, access, handle)
-        return _audited(path, access, single) if access.role is Role.ADMIN else single
+        wrapped = (self._streaming if method.server_streaming else self._single)(path, access, handle)
+        return _audited(path, access, wrapped) if access.role is Role.ADMIN else wrapped
 
     def _admit(self, access: Access, request: Any, caller: Caller) -> None:
         """Raises what says why a caller may not call a method with a request; who may is the `current_caller`."""
@@ -158,13 +156,15 @@ class Calls:
             self._streams.discard(stream)
 
 
-def _audited(method: str, access: Access, single: Single) -> Single:
+def _audited(method: str, access: Access, call: Single) -> Single:
+    """Leaves a line for each call. CANCELLED says that the caller was not told how it ended; it may have been done."""
+
     async def audited(request: Any, context: Context) -> Any:
         code = StatusCode.CANCELLED
         peer, shown = context.peer(), certificate_identities(context.auth_context())  # nothing is told at the end
         try:
-            answer = await single(request, context)
-            code = StatusCode.OK
+            answer = await call(request, context)
+            code = StatusCode.CANCELLED if context.done() else StatusCode.OK
             return answer
         except grpc.aio.AbortError:
             code = context.code()
