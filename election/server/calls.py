@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Set
 from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
@@ -42,8 +42,9 @@ _AT_ONCE = 100
 class _Stream:
     """A stream that runs: it can be ended from outside, with a status."""
 
-    def __init__(self, lasting: Lasting) -> None:
+    def __init__(self, lasting: Lasting, *, is_watch: bool) -> None:
         self.lasting = lasting
+        self.is_watch = is_watch
         self.limit = asyncio.timeout(None)
         self.why = Status(StatusCode.OK, "")
 
@@ -62,10 +63,12 @@ class Calls:
         self._streams: set[_Stream] = set()
         self._closed: Status | None = None
 
-    def end_streams(self, why: Status) -> None:
-        """Ends all streams that are open now with a status, so that their callers go elsewhere."""
-        while self._streams:
-            self._streams.pop().end(why)
+    def end_watches(self, why: Status) -> None:
+        """Ends the streams that only tell what is, so that their callers go elsewhere.
+
+        What a caller holds by a stream, a session or a term, does not depend on what the server remembers of etcd.
+        """
+        self._end({stream for stream in self._streams if stream.is_watch}, why)
 
     async def end_forbidden_streams(self) -> None:
         """Ends the streams whose callers may not have them any more, if anything has changed since the last time."""
@@ -76,13 +79,17 @@ class Calls:
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
             if stream in self._streams and (error := stream.lasting.lost()):
-                self._streams.discard(stream)
-                stream.end(status_of(error))
+                self._end({stream}, status_of(error))
 
     def close(self) -> None:
         """Ends all streams, and refuses new ones: the server is about to end."""
         self._closed = status_of(ShuttingDown("the server is shutting down"))
-        self.end_streams(self._closed)
+        self._end(self._streams, self._closed)
+
+    def _end(self, streams: Set[_Stream], why: Status) -> None:
+        for stream in tuple(streams):
+            self._streams.discard(stream)
+            stream.end(why)
 
     def guarded(self, servicer: object, service: ServiceDescriptor) -> Any:
         """The servicer to register: each method of the service, wrapped."""
@@ -92,7 +99,10 @@ class Calls:
         handle = getattr(servicer, method.name)
         path = f"/{method.containing_service.full_name}/{method.name}"
         access = METHODS[path]
-        wrapped = (self._streaming if method.server_streaming else self._single)(path, access, handle)
+        if method.server_streaming:
+            wrapped = self._streaming(path, access, handle, is_watch=not method.client_streaming)
+        else:
+            wrapped = self._single(path, access, handle)
         return _audited(path, access, wrapped) if access.role is Role.ADMIN else wrapped
 
     def _admit(self, access: Access, request: Any, caller: Caller) -> None:
@@ -126,12 +136,14 @@ class Calls:
             text = f"it took longer than {self._deadline_s:g} s, which a call without a deadline may take"
             await context.abort(*status(StatusCode.DEADLINE_EXCEEDED, reasons.ERROR_REASON_DEADLINE, text))
 
-    def _streaming(self, method: str, access: Access, handle: Streaming) -> Callable[[Any, Context], Awaitable[None]]:
+    def _streaming(
+        self, method: str, access: Access, handle: Streaming, *, is_watch: bool
+    ) -> Callable[[Any, Context], Awaitable[None]]:
         async def streaming(request: Any, context: Context) -> None:
             try:
                 if self._closed is not None:
                     await context.abort(*self._closed)
-                stream = _Stream(self._gate.lasting(self._gate.caller(context)))
+                stream = _Stream(self._gate.lasting(self._gate.caller(context)), is_watch=is_watch)
                 self._admit(access, request, stream.lasting.caller)
                 with self._gate.limits.stream(stream.lasting.caller):
                     await self._stream(stream, handle(request, context), context)

@@ -24,6 +24,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc import StatusCode
 
 from election.config import TlsConfig
+from election.errors import ViewStale
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import Source
 from election.server import serving
@@ -45,11 +46,14 @@ WAIT_S = 10.0
 
 @dataclass
 class Silent:
-    """A reader that is fresh, and is asked nothing."""
+    """A reader that is asked nothing but how fresh it is."""
 
     namespace: str = "fleet"
+    is_stale: bool = False
 
     def source(self) -> Source:
+        if self.is_stale:
+            raise ViewStale("etcd has not been heard")
         return Source(1, 2, 0.0)
 
 
@@ -62,6 +66,7 @@ class Handlers:
     reached: list[str] = field(default_factory=list)
     hang: bool = False
     """Whether calls never end."""
+    reader: Silent = field(default_factory=Silent)
 
     def __getattr__(self, name: str) -> Any:
         path, method = next((path, each) for path, each in METHODS.items() if each.name == name)
@@ -178,7 +183,7 @@ async def serving_access(
     handlers = Handlers()
     for name in ("ElectionsServicer", "AgentsServicer"):
         monkeypatch.setattr(serving, name, lambda *_, **__: handlers)
-    reader: Any = Silent()
+    reader: Any = handlers.reader
     cert, key = (tls.cert, tls.key) if tls else (None, None)
     async with GrpcServer(reader, port=0, cert=cert, key=key, client_ca=client_ca, access=access) as server:
         yield server.port, handlers

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import shutil
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -345,6 +346,31 @@ async def test_a_call_without_a_deadline_gets_one(monkeypatch: pytest.MonkeyPatc
         assert (own.code, own.reason) == (StatusCode.DEADLINE_EXCEEDED, "")
         assert not watch.done()
         watch.cancel()
+
+
+async def test_what_a_caller_holds_outlasts_a_stale_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watches end, since they would tell what is no more; a session and a campaign do not, but with the server."""
+    held = ("/election.v1.Agents/Session", "/election.v1.Elections/Campaign")
+    async with AsyncExitStack() as after_the_server:
+        async with serving_access(monkeypatch, None) as (port, handlers):
+            caller = await after_the_server.enter_async_context(calling(port, None))
+            handlers.hang = True
+            calls = {path: caller.start(path, timeout_s=None) for path in (WATCH, *held)}
+            for call in calls.values():
+                await call.read()
+            handlers.reader.is_stale = True
+            async with asyncio.timeout(ENDED_S):
+                assert await refused(calls[WATCH]) == "VIEW_STALE"
+            await asyncio.sleep(LOOKED_S)
+            assert not any(calls[path].done() for path in held)
+        assert [await refused(calls[path]) for path in held] == ["SHUTTING_DOWN"] * 2
+
+
+async def refused(call: Any) -> str:
+    """The reason that a stream ends with."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call.read()
+    return outcome(raised.value).reason
 
 
 # --- what is left in logs ---------------------------------------------------------------------------------------------
