@@ -10,11 +10,9 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Set
 from contextlib import aclosing
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
-import grpc.aio
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from grpc import StatusCode
 
@@ -25,11 +23,11 @@ from election.server.access.caller import Caller, current_caller
 from election.server.access.gate import Gate, Lasting
 from election.server.access.identity import certificate_identities
 from election.server.access.roles import METHODS, Access, Role
+from election.server.handlers import Context, Unreadable, generic_handler, readable
 from election.statuses import Status, status, status_of
 
 logger = logging.getLogger("election")
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Single = Callable[[Any, Context], Awaitable[Any]]
 Streaming = Callable[[Any, Context], AsyncGenerator[Any]]
 """Its first argument is a request, or an iterator of the caller's messages."""
@@ -91,16 +89,20 @@ class Calls:
             self._streams.discard(stream)
             stream.end(why)
 
-    def guarded(self, servicer: object, service: ServiceDescriptor) -> Any:
-        """The servicer to register: each method of the service, wrapped."""
-        return SimpleNamespace(**{each.name: self._wrapped(servicer, each) for each in service.methods})
+    def handler(self, servicer: object, service: ServiceDescriptor) -> grpc.GenericRpcHandler:
+        """What to register: each method of the service, wrapped."""
+        return generic_handler(service, {each.name: self._wrapped(servicer, each) for each in service.methods})
 
     def _wrapped(self, servicer: object, method: MethodDescriptor) -> Callable[[Any, Context], Awaitable[Any]]:
         handle = getattr(servicer, method.name)
         path = f"/{method.containing_service.full_name}/{method.name}"
         access = METHODS[path]
-        if method.server_streaming:
-            wrapped = self._streaming(path, access, handle, is_watch=not method.client_streaming)
+        if method.client_streaming:
+            wrapped = self._streaming(
+                path, access, lambda requests, context: handle(readable(requests), context), is_watch=False
+            )
+        elif method.server_streaming:
+            wrapped = self._streaming(path, access, handle, is_watch=True)
         else:
             wrapped = self._single(path, access, handle)
         return _audited(path, access, wrapped) if access.role is Role.ADMIN else wrapped
@@ -108,6 +110,8 @@ class Calls:
     def _admit(self, access: Access, request: Any, caller: Caller) -> None:
         """Raises what says why a caller may not call a method with a request; who may is the `current_caller`."""
         current_caller.set(caller)
+        if isinstance(request, Unreadable):
+            raise request
         if caller.grants is not None:
             caller.require(access.role, election=access.election(request))
 
@@ -184,7 +188,8 @@ def _audited(method: str, access: Access, call: Single) -> Single:
         finally:
             caller = current_caller.get()  # unless it was refused before it could be one
             who = caller.identities if caller.peer else shown
-            audit.record(who=who, did=method, on=access.resource(request), peer=peer, code=code.name)
+            on = "" if isinstance(request, Unreadable) else access.resource(request)
+            audit.record(who=who, did=method, on=on, peer=peer, code=code.name)
 
     return audited
 
