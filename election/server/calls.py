@@ -20,8 +20,9 @@ from election.errors import ElectionError, ShuttingDown
 from election.pb.election.v1 import error_reason_pb2 as reasons
 from election.server.access import audit
 from election.server.access.caller import Caller, current_caller
-from election.server.access.gate import Gate, Lasting
+from election.server.access.gate import Gate
 from election.server.access.identity import certificate_identities
+from election.server.access.lasting import Lasting
 from election.server.access.roles import METHODS, Access, Role
 from election.server.handlers import Context, Unreadable, generic_handler, readable
 from election.statuses import Status, status, status_of

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import shutil
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,8 +45,8 @@ from tests.integration.test_etcd_client import Authority
 
 LOOKED_S = 1.2
 """The files are looked at once a second at most."""
-ENDED_S = 2.5
-"""Streams that are not allowed any more end within that: a look at the files, and one at the streams."""
+ENDED_S = 6.0
+"""Streams that are not allowed any more end within two seconds, where nothing is slow."""
 
 GET, WATCH, DRAIN = (
     "/election.v1.Elections/GetLeader",
@@ -281,18 +282,23 @@ async def test_too_many_requests_have_a_status(monkeypatch: pytest.MonkeyPatch) 
     """It says when to ask again, in the way of google.rpc; and the client makes an error of its own of it."""
     access = AccessConfig(limits=LimitsConfig(requests_per_s=2))
     async with serving_access(monkeypatch, None, access) as (port, _), calling(port, None) as caller:
-        calls = [await caller.call(GET) for _ in range(3)]
-        assert [each.code for each in calls[:2]] == [StatusCode.OK] * 2
-        assert (calls[2].code, calls[2].reason) == (StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_REQUESTS")
+        assert await code(caller) is StatusCode.OK
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await caller.start(GET)
-        retry = retry_of(raised.value)
-        assert 0 < retry.ToMilliseconds() <= 500
+            await again_and_again(lambda: caller.start(GET))
+        refused = outcome(raised.value)
+        assert (refused.code, refused.reason) == (StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_REQUESTS")
+        assert 0 < retry_of(raised.value).ToMilliseconds() <= 500
         async with Client(f"127.0.0.1:{port}") as client:
             with pytest.raises(LimitExceeded, match="more than 2 requests in a second"):
-                await client.leader("scheduler")
+                await again_and_again(lambda: client.leader("scheduler"))
         await asyncio.sleep(0.5)
         assert await code(caller) is StatusCode.OK
+
+
+async def again_and_again(call: Callable[[], Awaitable[object]]) -> None:
+    """More calls than any machine makes so slowly that a small limit does not matter."""
+    for _ in range(100):
+        await call()
 
 
 def retry_of(error: grpc.aio.AioRpcError) -> Duration:
@@ -360,13 +366,13 @@ async def test_what_a_caller_holds_outlasts_a_stale_view(monkeypatch: pytest.Mon
                 await call.read()
             handlers.reader.is_stale = True
             async with asyncio.timeout(ENDED_S):
-                assert await refused(calls[WATCH]) == "VIEW_STALE"
+                assert await ending(calls[WATCH]) == "VIEW_STALE"
             await asyncio.sleep(LOOKED_S)
             assert not any(calls[path].done() for path in held)
-        assert [await refused(calls[path]) for path in held] == ["SHUTTING_DOWN"] * 2
+        assert [await ending(calls[path]) for path in held] == ["SHUTTING_DOWN"] * 2
 
 
-async def refused(call: Any) -> str:
+async def ending(call: Any) -> str:
     """The reason that a stream ends with."""
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call.read()

@@ -97,7 +97,7 @@ async def test_an_agent_holds_a_session_under_its_own_id_alone(site: Site) -> No
         assert isinstance(opened, pb.SessionResponse)
         assert opened.opened.incarnation > 0
         site.policy.write_text(POLICY.replace("cert:agent-*", "cert:agent-x*"))
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(WAIT_S):
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await call.read()
         assert outcome(raised.value).reason == "ROLE_MISSING"
