@@ -123,7 +123,7 @@ async def test_it_asks_once(environment: Mapping[str, str], cli: Cli, store: Sto
 async def test_it_watches_and_misses_no_term(
     environment: Mapping[str, str], cli: Cli, store: Store, harm: signal.Signals
 ) -> None:
-    """When its server dies or hangs it goes on at the other after what it was told; heartbeats say how fresh that is."""
+    """When its server dies or hangs it goes on at the other one; heartbeats say how fresh what it was told is."""
     servers = await serve_twice(cli)
     first, _ = servers
     async with terms(store) as rivals, watching(environment, ",".join(servers)) as told:

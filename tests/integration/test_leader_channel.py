@@ -8,6 +8,7 @@ import json
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from election.fencing.claim import PassedOn
 from election.fencing.rpc import claim_of
 from election.fencing.rpc_client import aio_client_fence
 from election.fencing.rpc_server_aio import AioServerFence
-from election.leader_calls import LeaderChanged, NotSent
+from election.leader_calls import SETTLE_S, LeaderChanged, NotSent
 from election.leader_routes import LeaderChannel, leader_channel
 from election.server.serving import GrpcServer
 from election.store import Store, connect
@@ -388,9 +389,10 @@ async def test_other_errors_are_passed_on_as_they_are(world: World) -> None:
                 assert type(error) is grpc.aio.AioRpcError
                 assert (error.code(), error.details()) == (StatusCode[code], "as asked")
                 assert ("x-why", "because") in list(error.trailing_metadata())
-        call = stub.Put(b"fail INTERNAL")
+        call, began_at_s = stub.Put(b"fail INTERNAL"), time.monotonic()
         assert (await soon(call.code()), await call.details()) == (StatusCode.INTERNAL, "as asked")
         assert ("x-why", "because") in list(await call.trailing_metadata())
+        assert time.monotonic() - began_at_s < SETTLE_S / 2  # only what a change could be the cause of waits for one
         error = await raised_by(stub.Put(b"hang", timeout=0.2))
         assert type(error) is grpc.aio.AioRpcError
         assert error.code() is StatusCode.DEADLINE_EXCEEDED
