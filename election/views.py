@@ -86,6 +86,10 @@ class View:
         """The namespace that it reads."""
         return self._keyspace.namespace
 
+    def known_agent(self, id: str) -> tuple[Agent | None, int]:
+        """An agent as the watch has shown it so far, and up to which revision that is complete; never ViewStale."""
+        return self._mirror.model.agent(id), self._mirror.revision
+
     # --- questions -------------------------------------------------------------------------------------------
 
     def source(self) -> Source:

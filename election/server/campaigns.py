@@ -14,11 +14,16 @@ from election.errors import BadField, ElectionError, ShuttingDown, ViewStale
 from election.messages import view_message
 from election.pb.election.v1 import election_pb2 as pb
 from election.resources import election_id
+from election.server.access.caller import current_caller
+from election.server.access.roles import Role
 from election.server.served import ServedReader
 from election.server.standing import Standing
 from election.store import Store
 
 logger = logging.getLogger("election")
+
+_FIRST_S = 10.0
+"""A call that says nothing for so long is not kept open."""
 
 LONGEST_TTL_S = 60
 """A caller may believe for almost as long that it leads, and for as long a server that ends has to wait for it."""
@@ -75,6 +80,7 @@ class Campaigns:
     def _begin(self, first: pb.CampaignRequest) -> Standing:
         stand = first.stand
         election = election_id(stand.election, field="stand.election")
+        current_caller.get().require(Role.CANDIDATE, election=election)
         config = CandidateConfig(ttl_s=_ttl_s(stand.ttl) if stand.HasField("ttl") else CandidateConfig().ttl_s)
         if not stand.id:
             raise BadField("the candidate needs a name of its own: say `id`", field="stand.id")
@@ -95,7 +101,11 @@ class Campaigns:
 
 
 async def _first(requests: AsyncIterator[pb.CampaignRequest]) -> pb.CampaignRequest:
-    first = await anext(requests, None)
+    try:
+        async with asyncio.timeout(_FIRST_S):
+            first = await anext(requests, None)
+    except TimeoutError:
+        first = None
     if first is None or first.WhichOneof("action") != "stand":
         raise BadField("the first message of a call has to be `stand`", field="stand")
     return first

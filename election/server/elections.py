@@ -18,6 +18,8 @@ from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
 from election.records import Leader
 from election.resources import election_id
+from election.server.access.caller import current_caller
+from election.server.access.roles import Role
 from election.server.calls import Context
 from election.server.campaigns import Campaigns
 from election.server.pages import Page
@@ -50,10 +52,12 @@ class ElectionsServicer(services.ElectionsServicer):
                 yield leader_event_message(event, self._namespace)
 
     async def ListElections(self, request: pb.ListElectionsRequest, context: Context) -> pb.ListElectionsResponse:
-        """Lists the elections."""
+        """Lists the elections that the caller may read."""
         page = Page[pb.Election](request, "elections", str)
         answer = await self._reader.elections(linearizable=request.linearizable)
-        page.fill(answer.value, lambda election: (election.name,), election_message)
+        caller = current_caller.get()
+        readable = [each for each in answer.value if caller.may(Role.READER, election=each.name)]
+        page.fill(readable, lambda election: (election.name,), election_message)
         return pb.ListElectionsResponse(
             view=view_message(answer.source, self._namespace), elections=page.items, next_page_token=page.next_token
         )

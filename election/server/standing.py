@@ -16,16 +16,18 @@ from election.candidate import Candidate
 from election.errors import BadField, CallerSilent, ElectionError, LossReason
 from election.keys import Keyspace
 from election.leadership import Campaigning, Leading, Leaving, Renewed
+from election.messages import loss_message
 from election.pb.election.v1 import election_pb2 as pb
 from election.statuses import reason_of
 from election.term import Term
 from election.token import Token
 from election.work import to_the_end
 
+_LETTING_GO_S = 0.1
+"""How long before the deadline the caller has to stop, so that the server has let go of the key by then."""
+
 _LOOK_S = 0.5
 """The longest sleep of what compares clocks: asyncio's does not count the time of a suspend."""
-
-REASONS = {reason: pb.LossReason.Value(f"LOSS_REASON_{reason.name}") for reason in LossReason}
 
 
 class Standing:
@@ -107,18 +109,18 @@ class Standing:
             answer.key = self._keyspace.candidate(self._candidate.election, state.lease).decode()
         if self._held is not None and not self._stopped.is_set():
             answer.token = int(self._held)
-            if isinstance(state, Leading) and state.token == self._held and now_s < state.deadline_s:
-                self._told_until_s = state.deadline_s
+            if isinstance(state, Leading) and state.token == self._held and now_s < state.deadline_s - _LETTING_GO_S:
+                self._told_until_s = state.deadline_s - _LETTING_GO_S
                 answer.state = pb.CampaignResponse.STATE_LEADING
                 remaining = Duration()
-                remaining.FromNanoseconds(int((state.deadline_s - self._heard_at_s) * 1e9))
+                remaining.FromNanoseconds(int((self._told_until_s - self._heard_at_s) * 1e9))
                 answer.remaining.CopyFrom(remaining)
                 return answer
             answer.state = pb.CampaignResponse.STATE_STOPPING
         if isinstance(state, Leaving):
-            answer.reason = REASONS[state.reason]
+            answer.reason = loss_message(state.reason)
         elif self._candidate.loss is not None:
-            answer.reason = REASONS[self._candidate.loss.reason]
+            answer.reason = loss_message(self._candidate.loss.reason)
         return answer
 
     # --- standing ----------------------------------------------------------------------------------------------
