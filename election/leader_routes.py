@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -41,15 +42,18 @@ def leader_channel(
     election: str,
     *,
     tls: TlsConfig | None = None,
+    token: str | Path | None = None,
+    insecure: bool = False,
     credentials: grpc.ChannelCredentials | None = None,
     options: Sequence[tuple[str, Any]] = (),
 ) -> LeaderChannel:
     """A channel to the leader of an election, for `async with`; see `LeaderChannel`.
 
-    `servers` and `tls` are how to reach the API that tells who leads, as for `LeaderClient`; `credentials` and
-    `options` are for the leader's own service.
+    `servers`, `tls`, `token` and `insecure` are how to reach the API that tells who leads, as for `LeaderClient`;
+    `credentials` and `options` are for the leader's own service, which is called in plain text without the former.
     """
-    return LeaderChannel(LeaderClient(servers, election, tls=tls), credentials=credentials, options=options)
+    leader = LeaderClient(servers, election, tls=tls, token=token, insecure=insecure)
+    return LeaderChannel(leader, credentials=credentials, options=options)
 
 
 class LeaderChannel(grpc.aio.Channel):

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -29,6 +30,7 @@ from election import (
     blocking,
     connect,
     dial,
+    leader_channel,
 )
 from election.candidate import Candidate
 from election.clock import BootClock
@@ -36,6 +38,8 @@ from election.dev.etcd import EtcdCluster
 from election.dev.parent import bound_to_this_process
 from election.leadership import Leading
 from election.reader import LeaderEvent, LeaderEventKind, Source
+from election.server.access.gate import AccessConfig
+from election.server.access.tokens import new_token
 from election.server.serving import GrpcServer
 from election.term import Term
 from tests.integration.ran import until
@@ -185,6 +189,28 @@ async def test_the_watch_ends_with_the_client(cli: Cli) -> None:
 
 async def listed(client: LeaderClient) -> list[LeaderEvent]:
     return [event async for event in client.watch()]
+
+
+async def test_it_shows_the_token_that_it_is_given(tmp_path: Path) -> None:
+    """To servers that take it; the channel to the leader and the client for threads pass it on as well."""
+    token, line = new_token("dashboard")
+    tokens = tmp_path / "tokens"
+    tokens.write_text(str(line))
+    reader = ScriptedReader(iter([[leads(7, 7)]] * 3))
+    async with GrpcServer(reader, port=0, access=AccessConfig(token_file=tokens)) as server:
+        with pytest.raises(ElectionError, match="no identity"):
+            async with LeaderClient(server.address, "e"):
+                pass
+        async with LeaderClient(server.address, "e", token=token) as client:
+            assert client.current.value is not None
+        async with leader_channel(server.address, "e", token=token) as channel:
+            assert channel.leader.current.value is not None
+        assert await asyncio.to_thread(led, server.address, token)
+
+
+def led(server: str, token: str) -> bool:
+    with blocking.LeaderClient(server, "e", token=token) as client:
+        return client.current.value is not None
 
 
 async def test_what_cannot_be_followed_is_an_error_at_once(cli: Cli) -> None:
