@@ -117,10 +117,10 @@ class Course:
     async def _run(self) -> LeaderChanged | NotSent | None:
         try:
             call = await self._begin()
-        except NotSent as error:
+        except Exception as error:  # noqa: BLE001 (whoever waits for the call is told)
             self._begun.set_exception(error)
-            self._begun.exception()  # whoever waits is told; nobody has to
-            return error
+            self._begun.exception()  # and nobody has to wait
+            return error if isinstance(error, NotSent) else None
         finally:
             self._begun.cancel()  # unless it is told
         return await self._why(call)

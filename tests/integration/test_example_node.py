@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 
 from election.dev.parent import bound_to_this_process
+from election.server.serving import GrpcServer
 from election.store import Store
 from tests.integration.ran import until
 from tests.integration.test_cli import Cli
+from tests.integration.test_grpc_api import ScriptedReader, certificate
 from tests.integration.test_leader_client import ELECTION, WAIT_S, serve, serve_twice, soon, store, terms
 
 __all__ = ["store"]
@@ -154,3 +156,16 @@ async def test_it_is_told_when_terms_may_have_been_missed(
         await until(lambda: "RESET" in [message["kind"] for message in told])
         [reset] = [message for message in told if message["kind"] == "RESET"]
         assert reset["token"] == str(rivals.tokens[-1])
+
+
+async def test_it_speaks_tls(environment: Mapping[str, str], tmp_path: Path) -> None:
+    """With the authority that it is told to trust, and no other."""
+    reader = ScriptedReader()
+    reader.go_on.set()
+    (cert, key), (stranger, _) = certificate(tmp_path, "server"), certificate(tmp_path, "stranger")
+    async with GrpcServer(reader, port=0, cert=cert, key=key) as server:
+        code, out, _ = await run({**environment, "CACERT": str(cert)}, "ask", server.address, ELECTION)
+        assert (code, json.loads(out)["id"]) == (0, "one")
+        code, out, err = await run({**environment, "CACERT": str(stranger)}, "ask", server.address, ELECTION)
+        assert (code, out) == (1, "")
+        assert "UNAVAILABLE" in err
