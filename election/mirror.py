@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import replace
 from itertools import groupby
 
@@ -42,9 +42,6 @@ CATCH_UP_S = 1.5
 LEADER_QUEUE_LIMIT = 256
 """How many changes of one election a reader may lag behind; terms take seconds, so one that lags so far has hung."""
 
-_NUDGE_S = 0.1
-"""How often the watch is asked how far it is while somebody waits: its member may be behind the one that was read."""
-
 _RETRY_MAX_S = 2.0
 """Much less than what makes a view stale, so that a member that takes some seconds to start does not."""
 
@@ -67,7 +64,6 @@ class Mirror:
         self._leaders: dict[str, Published[LeaderEvent | None]] = {}  # of the elections that somebody watches
         self._agents: Published[AgentEvent | None] = Published(None)
         self._reached = Published(0)
-        self._nudge = asyncio.Event()
 
     # --- what readers ask --------------------------------------------------------------------------------------
 
@@ -85,11 +81,7 @@ class Mirror:
         """
         try:
             async with asyncio.timeout(CATCH_UP_S):
-                while self._reached.value < revision:
-                    self._nudge.set()
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(_NUDGE_S):
-                            await self._reached.until(lambda reached: reached >= revision)
+                await self._reached.until(lambda reached: reached >= revision)
         except TimeoutError:
             _, header = await self._client.get(self._prefix)
             if header.revision < revision:
@@ -100,19 +92,6 @@ class Mirror:
             raise ViewStale(
                 f"the view is at revision {self._reached.value} of etcd, and {revision} has been seen: it lags behind"
             ) from None
-
-    async def reach_present(self) -> Source:
-        """Waits until everything that had happened at the call has been delivered, and tells how far that is.
-
-        It is true for an etcd whose signs of life never run ahead of the events, as since 3.4.25 and 3.5.8 (#15220).
-
-        Raises:
-            EtcdUnavailable: etcd cannot be asked how far it is.
-            ViewStale: the watch does not come so far in time.
-        """
-        _, header = await self._client.get(self._prefix)
-        await self.reach(header.revision)
-        return Source(self.cluster_id, max(header.revision, self.revision), 0.0)
 
     async def leader_events(
         self, election: str, after: int | None = None, heartbeat_s: float | None = None
@@ -162,7 +141,7 @@ class Mirror:
         backoff = Backoff(0.25, _RETRY_MAX_S, self._rng)
         while True:
             try:
-                async with aclosing(follow(self._client, self._prefix, backoff, self._nudge)) as items:
+                async with aclosing(follow(self._client, self._prefix, backoff)) as items:
                     async for item in items:
                         self.heard_at_s = self._client.clock.now_s()
                         self._take(item)

@@ -22,7 +22,7 @@ from election.messages import VIEW_METADATA, heartbeat_from, view_message
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
 from election.resources import agent_id
-from election.server.calls import Context
+from election.server.handlers import Context
 from election.server.operations import Operations
 from election.server.pages import Page, Place
 from election.server.served import ServedReader

@@ -10,11 +10,9 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
-import grpc.aio
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from grpc import StatusCode
 
@@ -24,11 +22,11 @@ from election.server.access import audit
 from election.server.access.caller import Caller, current_caller
 from election.server.access.gate import Gate, Lasting
 from election.server.access.roles import METHODS, Access, Role
+from election.server.handlers import Context, Unreadable, generic_handler, readable
 from election.statuses import Status, status, status_of
 
 logger = logging.getLogger("election")
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Single = Callable[[Any, Context], Awaitable[Any]]
 Streaming = Callable[[Any, Context], AsyncGenerator[Any]]
 """Its first argument is a request, or an iterator of the caller's messages."""
@@ -77,14 +75,16 @@ class Calls:
         self._closed = status_of(ShuttingDown("the server is shutting down"))
         self.end_streams(self._closed)
 
-    def guarded(self, servicer: object, service: ServiceDescriptor) -> Any:
-        """The servicer to register: each method of the service, wrapped."""
-        return SimpleNamespace(**{each.name: self._wrapped(servicer, each) for each in service.methods})
+    def handler(self, servicer: object, service: ServiceDescriptor) -> grpc.GenericRpcHandler:
+        """What to register: each method of the service, wrapped."""
+        return generic_handler(service, {each.name: self._wrapped(servicer, each) for each in service.methods})
 
     def _wrapped(self, servicer: object, method: MethodDescriptor) -> Callable[[Any, Context], Awaitable[Any]]:
         handle = getattr(servicer, method.name)
         path = f"/{method.containing_service.full_name}/{method.name}"
         access = METHODS[path]
+        if method.client_streaming:
+            return self._streaming(path, access, lambda requests, context: handle(readable(requests), context))
         if method.server_streaming:
             return self._streaming(path, access, handle)
         single = self._single(path, access, handle)
@@ -92,6 +92,8 @@ class Calls:
 
     def _admit(self, access: Access, request: Any, caller: Caller) -> None:
         """Raises what says why a caller may not call a method with a request; who may is the `current_caller`."""
+        if isinstance(request, Unreadable):
+            raise request
         current_caller.set(caller)
         if caller.grants is not None:
             caller.require(access.role, election=access.election(request))
@@ -165,7 +167,7 @@ def _audited(method: str, access: Access, single: Single) -> Single:
             audit.record(
                 who=current_caller.get().identities,
                 did=method,
-                on=access.resource(request),
+                on="" if isinstance(request, Unreadable) else access.resource(request),
                 peer=context.peer(),
                 code=code.name,
             )

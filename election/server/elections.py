@@ -20,8 +20,8 @@ from election.records import Leader
 from election.resources import election_id
 from election.server.access.caller import current_caller
 from election.server.access.roles import Role
-from election.server.calls import Context
 from election.server.campaigns import Campaigns
+from election.server.handlers import Context
 from election.server.pages import Page
 from election.server.served import ServedReader
 from election.token import Token

@@ -11,24 +11,20 @@ from typing import Self
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
-    reflection,
-    reflection_pb2,
-    reflection_pb2_grpc,
-)
+from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection, reflection_pb2  # type: ignore[import-untyped]
 
 from election.clock import BootClock
 from election.config import is_loopback
 from election.errors import ConfigError, ElectionError
 from election.etcd.renewer import Renewer
 from election.pb.election.v1 import election_pb2 as pb
-from election.pb.election.v1 import election_pb2_grpc as services
 from election.server.access.gate import AccessConfig, Gate
 from election.server.agents import AgentsServicer
 from election.server.calls import Calls
 from election.server.campaigns import Campaigns
 from election.server.elections import ElectionsServicer
+from election.server.handlers import generic_handler
 from election.server.health import Health
 from election.server.names import SERVICES
 from election.server.operations import Operations
@@ -42,7 +38,8 @@ GRACE_S = 5.0
 """How long calls may go on after the server was told to end; streams are ended at once."""
 
 _CHECK_S = 1.0
-_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+_REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
 # Load balancers drop connections that are silent for a minute and more, and do not say so: pings keep a watch on
 # which nothing happens open, and find out when its other end is gone. Clients may ping as often as etcd lets them.
@@ -130,13 +127,14 @@ class GrpcServer:
         server = grpc.aio.server(options=self._options)
         elections, agents = ElectionsServicer(self._reader, self._campaigns), await self._agents()
         described = pb.DESCRIPTOR.services_by_name
-        services.add_ElectionsServicer_to_server(self._calls.guarded(elections, described["Elections"]), server)
-        services.add_AgentsServicer_to_server(self._calls.guarded(agents, described["Agents"]), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflecting = reflection.aio.ReflectionServicer((*SERVICES, _HEALTH, reflection.SERVICE_NAME))
-        described_itself = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-            self._calls.guarded(reflecting, described_itself), server
+        reflecting = reflection.aio.ReflectionServicer((*SERVICES, _HEALTH.full_name, reflection.SERVICE_NAME))
+        server.add_generic_rpc_handlers(
+            (
+                self._calls.handler(elections, described["Elections"]),
+                self._calls.handler(agents, described["Agents"]),
+                self._calls.handler(reflecting, _REFLECTION),
+                generic_handler(_HEALTH, {"Check": self._health.Check, "Watch": self._health.Watch}),
+            )
         )
         try:
             self._port = self._bind(server)
