@@ -77,7 +77,7 @@ class Sessions:
         """The stream that was opened last has the session; another one of this server that has it still is ended."""
         held, other = stream.held, self._streams.get(stream.held.agent)
         if other is not None:
-            if other.held.opened.mark > held.opened.mark:
+            if other.held.mark > held.mark:
                 raise held.moved() if other.held.incarnation == held.incarnation else held.lost()
             other.end(other.held.moved() if other.held.incarnation == held.incarnation else other.held.lost())
         self._streams[held.agent] = stream
