@@ -26,6 +26,9 @@ _LEADER_KINDS = {
     LeaderEventKind.HEARTBEAT: pb.WatchLeaderResponse.KIND_HEARTBEAT,
 }
 
+_MOST_LEADERS = 1_000
+"""Of so many elections a message is kept."""
+
 SHORTEST_HEARTBEAT_S, LONGEST_HEARTBEAT_S = 1.0, 300.0
 
 # --- records to messages -------------------------------------------------------------------------------------
@@ -82,12 +85,31 @@ def election_message(election: Election) -> pb.Election:
     )
 
 
-def leader_event_message(event: LeaderEvent, namespace: str = "") -> pb.WatchLeaderResponse:
-    """One message of WatchLeader."""
-    leader = leader_message(event.leader) if event.leader else None
-    return pb.WatchLeaderResponse(
-        view=view_message(event.source, namespace), kind=_LEADER_KINDS[event.kind], leader=leader
-    )
+class LeaderMessages:
+    """The messages of leaders, made once each: many ask for the same one, or watch it, and it changes seldom."""
+
+    def __init__(self, namespace: str = "") -> None:
+        self._namespace = namespace
+        self._leaders: dict[str, tuple[Leader, pb.Leader]] = {}
+        self._told: tuple[LeaderEvent, pb.WatchLeaderResponse] | None = None
+
+    def leader(self, leader: Leader | None) -> pb.Leader | None:
+        """The candidate that leads, as `leader_message` has it."""
+        if leader is None:
+            return None
+        made = self._leaders.get(leader.election)
+        if made is None or made[0] is not leader:
+            if len(self._leaders) >= _MOST_LEADERS:
+                self._leaders.clear()
+            made = self._leaders[leader.election] = leader, leader_message(leader)
+        return made[1]
+
+    def event(self, event: LeaderEvent) -> pb.WatchLeaderResponse:
+        """One message of WatchLeader."""
+        if self._told is None or self._told[0] is not event:
+            view, leader = view_message(event.source, self._namespace), self.leader(event.leader)
+            self._told = event, pb.WatchLeaderResponse(view=view, kind=_LEADER_KINDS[event.kind], leader=leader)
+        return self._told[1]
 
 
 # --- messages to records -------------------------------------------------------------------------------------

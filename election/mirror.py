@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
@@ -66,6 +67,8 @@ class Mirror:
         self._history = LeaderHistory()
         self._leaders: dict[str, Published[LeaderEvent | None]] = {}  # of the elections that somebody watches
         self._agents: Published[AgentEvent | None] = Published(None)
+        self._beat = LeaderEvent(LeaderEventKind.HEARTBEAT, None, Source(0, 0, 0.0))
+        self._dated = self._beat, self._beat
         self._reached = Published(0)
         self._nudge = asyncio.Event()
 
@@ -75,6 +78,15 @@ class Mirror:
         """What is told at a revision, the present one where it is None, and how old that is."""
         age_s = self._client.clock.now_s() - self.heard_at_s
         return Source(self.cluster_id, self.revision if revision is None else revision, max(age_s, 0.0))
+
+    def dated(self, event: LeaderEvent) -> LeaderEvent:
+        """A change that was told, as old as it is now, in whole ms; those who are told at once are told the same one."""
+        age_s = math.ceil((self._client.clock.now_s() - self.heard_at_s) * 1e3) / 1e3
+        told, dated = self._dated
+        if told is not event or dated.source.age_s != age_s:
+            dated = replace(event, source=replace(event.source, age_s=max(age_s, 0.0)))
+            self._dated = event, dated
+        return dated
 
     async def reach(self, revision: int) -> None:
         """Waits until everything up to a revision has been delivered.
@@ -145,7 +157,10 @@ class Mirror:
         return (LeaderEvent(kind, leader, self._source_now()),)
 
     def _heartbeat(self) -> LeaderEvent:
-        return LeaderEvent(LeaderEventKind.HEARTBEAT, None, self._source_now())
+        """The same one for all watches, of whichever election, until something changes."""
+        if self._beat.source != (source := self._source_now()):
+            self._beat = LeaderEvent(LeaderEventKind.HEARTBEAT, None, source)
+        return self._beat
 
     def agent_events(self) -> Reading[AgentEvent | None]:
         """Every change of an agent after the call, and a RESET where some are not known."""

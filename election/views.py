@@ -213,7 +213,7 @@ class View:
             async for event in events:
                 if event.kind is LeaderEventKind.HEARTBEAT:
                     self.source()
-                yield replace(event, source=self._mirror.source(event.source.revision))
+                yield self._mirror.dated(event)
 
     async def watch_agents(
         self, *, after: int | None = None, heartbeat_s: float | None = None

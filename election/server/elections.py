@@ -8,16 +8,14 @@ from contextlib import aclosing
 from typing import Any
 
 from election.messages import (
+    LeaderMessages,
     candidate_message,
     election_message,
     heartbeat_from,
-    leader_event_message,
-    leader_message,
     view_message,
 )
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
-from election.records import Leader
 from election.resources import election_id
 from election.server.calls import Context
 from election.server.pages import Page
@@ -31,11 +29,14 @@ class ElectionsServicer(services.ElectionsServicer):
     def __init__(self, reader: ServedReader) -> None:
         self._reader = reader
         self._namespace = reader.namespace
+        self._messages = LeaderMessages(reader.namespace)
 
     async def GetLeader(self, request: pb.GetLeaderRequest, context: Context) -> pb.GetLeaderResponse:
         """Tells who leads."""
         answer = await self._reader.leader(election_id(request.election), linearizable=request.linearizable)
-        return pb.GetLeaderResponse(view=view_message(answer.source, self._namespace), leader=_leader(answer.value))
+        return pb.GetLeaderResponse(
+            view=view_message(answer.source, self._namespace), leader=self._messages.leader(answer.value)
+        )
 
     async def WatchLeader(
         self, request: pb.WatchLeaderRequest, context: Context
@@ -46,7 +47,7 @@ class ElectionsServicer(services.ElectionsServicer):
         watch = self._reader.watch_leader(election, after=after, heartbeat_s=heartbeat_s)
         async with aclosing(watch) as events:
             async for event in events:
-                yield leader_event_message(event, self._namespace)
+                yield self._messages.event(event)
 
     async def ListElections(self, request: pb.ListElectionsRequest, context: Context) -> pb.ListElectionsResponse:
         """Lists the elections."""
@@ -72,13 +73,9 @@ class ElectionsServicer(services.ElectionsServicer):
         return pb.CheckTokenResponse(
             view=view_message(answer.source, self._namespace),
             current=answer.value.current,
-            leader=_leader(answer.value.leader),
+            leader=self._messages.leader(answer.value.leader),
         )
 
     def Campaign(self, request_iterator: AsyncIterator[pb.CampaignRequest], context: Context) -> AsyncGenerator[Any]:
         """Stands on the caller's behalf."""
         raise NotImplementedError
-
-
-def _leader(leader: Leader | None) -> pb.Leader | None:
-    return None if leader is None else leader_message(leader)

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -70,7 +71,7 @@ async def measure(cluster: EtcdCluster, streams: int, questions: int, tell: Call
         )
         observed = el.LeaderRequest(name=store.keyspace.campaign_name(_ELECTION))
         # What its Observes block when they end stays blocked in a member, so each turn has one of its own.
-        observe = [_Streams(lambda call=_observe_on(etcd): call(observed), _mod_revision) for etcd in (first, other)]
+        observe = [_Streams(partial(_observe_on(etcd), observed), _mod_revision) for etcd in (first, other)]
 
         tell(f"readers: memory of {streams} idle streams")
         wait_on: Any = echo.unary_stream(STREAM)
