@@ -80,7 +80,7 @@ class Mirror:
         return Source(self.cluster_id, self.revision if revision is None else revision, max(age_s, 0.0))
 
     def dated(self, event: LeaderEvent) -> LeaderEvent:
-        """A change that was told, as old as it is now, in whole ms; those who are told at once are told the same one."""
+        """A change, as old as it is when it is told, in whole ms; those who are told at once get the same one."""
         age_s = math.ceil((self._client.clock.now_s() - self.heard_at_s) * 1e3) / 1e3
         told, dated = self._dated
         if told is not event or dated.source.age_s != age_s:

@@ -120,7 +120,7 @@ class View:
         self._keyspace.campaign(election)
         source = await self._present(linearizable)
         queue = self._mirror.model.elections.get(election, {}).values()
-        return Answer(tuple(sorted(queue, key=lambda candidate: candidate.created)), source)
+        return Answer(tuple(sorted(queue, key=lambda candidate: (candidate.created, candidate.key))), source)
 
     async def check_token(self, election: str, token: Token) -> Answer[TokenCheck]:
         """Whether the token is that of the present leader: one linearizable read of etcd."""

@@ -60,9 +60,9 @@ class ElectionsServicer(services.ElectionsServicer):
 
     async def ListCandidates(self, request: pb.ListCandidatesRequest, context: Context) -> pb.ListCandidatesResponse:
         """Lists the candidates of one election."""
-        page = Page[pb.Candidate](request, "candidates", int)
+        page = Page[pb.Candidate](request, "candidates", int, str)
         answer = await self._reader.candidates(election_id(request.election), linearizable=request.linearizable)
-        page.fill(answer.value, lambda candidate: (candidate.created,), candidate_message)
+        page.fill(answer.value, lambda candidate: (candidate.created, candidate.key), candidate_message)
         return pb.ListCandidatesResponse(
             view=view_message(answer.source, self._namespace), candidates=page.items, next_page_token=page.next_token
         )

@@ -41,7 +41,7 @@ _TURNS = ("observe", "watch", "watch", "observe")
 _CHANGES_PER_TURN = 10
 _SUCCESSIONS_PER_TURN = 2
 _AT_ONCE = 32
-_BLOCKS = 10
+_BLOCKS = 20
 _WARM_UP_STREAMS = 50
 _LONGEST_S = 60.0
 _GIVE_UP_S = 5.0
@@ -97,16 +97,17 @@ async def measure(cluster: EtcdCluster, streams: int, questions: int, tell: Call
         empty_on: Any = echo.unary_unary(ECHO)
         rates: dict[str, list[float]] = {"ours": [], "empty": []}
         cpu_us: dict[str, list[float]] = {"ours": [], "empty": []}
-        for block in range(2 * _BLOCKS):
+        for block in range(_BLOCKS):
             for what in ("ours", "empty") if block % 2 else ("empty", "ours"):
                 ask: Callable[[], Any] = (lambda: stub.GetLeader(asked)) if what == "ours" else (lambda: empty_on(b""))
-                rate, cpu = await _rate(ask, questions // (2 * _BLOCKS), api.pid if what == "ours" else bare.pid)
+                rate, cpu = await _rate(ask, questions // _BLOCKS, api.pid if what == "ours" else bare.pid)
                 rates[what].append(rate)
                 cpu_us[what].append(cpu)
 
     change, change_in_etcd = Samples("WatchLeader", all_ms["watch"]), Samples("etcd Observe", all_ms["observe"])
     last, last_in_etcd = Samples("WatchLeader, last", last_ms["watch"]), Samples("Observe, last", last_ms["observe"])
-    our_rate, empty_rate = median(rates["ours"]), median(rates["empty"])
+    # Of neighbours in time, since what else the machine does changes more than what is compared.
+    part = median(ours / empty for ours, empty in zip(rates["ours"], rates["empty"], strict=True))
     return Measured(
         f"readers: a change of the leader's record on {streams:,} streams of one server, from before the write",
         series=(change, change_in_etcd, last, last_in_etcd),
@@ -118,14 +119,14 @@ async def measure(cluster: EtcdCluster, streams: int, questions: int, tell: Call
             ("streams of WatchLeader that are not told of a successor within 5 s", max(deaf["watch"])),
             # The watches of all Observes of a member block each other when they end (etcd #20716).
             ("streams of etcd Observe that are not", max(deaf["observe"])),
-            ("GetLeader: per s", our_rate),
-            ("an empty call: per s", empty_rate),
+            ("GetLeader: per s", median(rates["ours"])),
+            ("an empty call: per s", median(rates["empty"])),
             ("GetLeader, CPU of the server: us", median(cpu_us["ours"])),
             ("an empty call, CPU of the server: us", median(cpu_us["empty"])),
             ("an idle WatchLeader: KB of the server's memory", our_kb),
             ("an idle bare stream: KB of the server's memory", bare_kb),
         ),
-        figures=(Figure("GetLeader / an empty call", our_rate / empty_rate, QUESTION_GOAL, Bound.AT_LEAST),),
+        figures=(Figure("GetLeader / an empty call", part, QUESTION_GOAL, Bound.AT_LEAST),),
     )
 
 

@@ -16,6 +16,7 @@ from election.errors import ConfigError, EtcdError, EtcdUnavailable, RolledBack,
 from election.etcd import methods
 from election.etcd.client import EtcdClient
 from election.etcd.methods import Method
+from election.keys import Keyspace
 from election.published import TooSlow
 from election.reader import LeaderEvent, LeaderEventKind
 from election.records import CandidateRecord
@@ -34,13 +35,15 @@ class Reign:
     """Who leads, written as candidates write it, without any."""
 
     client: EtcdClient
+    keyspace: Keyspace = KEYS
+    election: str = ELECTION
     key: bytes = b""
     tokens: list[int] = field(default_factory=list)
 
     async def begin(self, id: str = "a", **more: Any) -> int:
         """A term begins; returns its token's revision."""
         record = CandidateRecord(id, elected_at=self.client.clock.wall(), **more)
-        self.key = KEYS.candidate(ELECTION, len(self.tokens) + 1)
+        self.key = self.keyspace.candidate(self.election, len(self.tokens) + 1)
         self.tokens.append((await self.client.put(self.key, record.encode())).header.revision)
         return self.tokens[-1]
 
