@@ -28,10 +28,14 @@ if TYPE_CHECKING:
         EtcdError,
         EtcdUnavailable,
         HighWaterError,
+        LimitExceeded,
         LossReason,
+        NoLeader,
         NoSpace,
         NotLeader,
+        PermissionDenied,
         RolledBack,
+        Unauthenticated,
         ViewStale,
     )
     from election.fencing.highwater_etcd import EtcdHighWater
@@ -42,6 +46,9 @@ if TYPE_CHECKING:
     from election.fencing.rpc_server_aio import AioServerFence
     from election.fencing.txn import fenced_delete, fenced_put, fenced_txn, guard
     from election.highwater import FileHighWater, MemoryHighWater
+    from election.leader_calls import LeaderChanged, NotSent
+    from election.leader_client import LeaderClient
+    from election.leader_routes import LeaderChannel, leader_channel
     from election.reader import Reader
     from election.remote import ServerUnavailable
     from election.store import Store, connect
@@ -70,11 +77,18 @@ __all__ = [
     "EtcdUnavailable",
     "FileHighWater",
     "HighWaterError",
+    "LeaderChanged",
+    "LeaderChannel",
+    "LeaderClient",
+    "LimitExceeded",
     "Loss",
     "LossReason",
     "MemoryHighWater",
+    "NoLeader",
     "NoSpace",
     "NotLeader",
+    "NotSent",
+    "PermissionDenied",
     "Reader",
     "RolledBack",
     "ServerFence",
@@ -84,6 +98,7 @@ __all__ = [
     "Term",
     "TlsConfig",
     "Token",
+    "Unauthenticated",
     "View",
     "ViewStale",
     "aio_client_fence",
@@ -95,11 +110,13 @@ __all__ = [
     "fenced_put",
     "fenced_txn",
     "guard",
+    "leader_channel",
 ]
 
 _PARTS = (
     "agents candidate client collector.collector config errors highwater fencing.highwater_etcd fencing.rpc "
-    "fencing.rpc_client fencing.rpc_server fencing.rpc_server_aio fencing.txn reader remote store term token views "
+    "fencing.rpc_client fencing.rpc_server fencing.rpc_server_aio fencing.txn leader_calls leader_client "
+    "leader_routes reader remote store term token views "
     "fencing.highwater_sqlite"  # the last one: a Python can be without sqlite3
 )
 

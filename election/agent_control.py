@@ -6,15 +6,16 @@ Each of these is one transaction that compares what it relies on, so none of the
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from election.agent_records import AgentRecord, DrainMark, ReapRequest, StateEntry, Tombstone
-from election.errors import AgentAlive, AgentUnknown, EtcdError
+from election.errors import AgentAlive, AgentUnknown, CollectorSilent, EtcdError
 from election.etcd import txn
 from election.etcd.client import EtcdClient, Repeat
 from election.etcd.lease import let_go
-from election.keys import REGISTRATION, Keyspace, StateKey, TombstoneKey
+from election.keys import COLLECTOR_ELECTION, REGISTRATION, Keyspace, StateKey, TombstoneKey
 from election.pb.etcd import rpc_pb2 as rpc
+from election.records import Candidate, leader_of
 
 REQUEST_TTL_S = 60
 """A request to reap that nobody has acted on is void after that."""
@@ -33,6 +34,7 @@ class Drained:
     draining: bool
     changed: bool
     mark: DrainMark | None
+    revision: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,16 @@ class ReapAsked:
     revision: int
 
 
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """What a collector has made of a dead agent, on request."""
+
+    agent: str
+    incarnation: int
+    tombstones: tuple[Tombstone, ...]
+    revision: int = field(default=0, compare=False)
+
+
 async def drain(client: EtcdClient, keyspace: Keyspace, agent: str, *, by: str) -> Drained:
     """Marks an agent as one that is to take nothing new; the mark outlives restarts of the agent.
 
@@ -70,20 +82,20 @@ async def drain(client: EtcdClient, keyspace: Keyspace, agent: str, *, by: str) 
     mark = DrainMark(by, client.clock.wall())
     # A repetition finds the mark of the first execution, which is told from that of somebody else by its value.
     marking = txn.nested([txn.absent(key)], [txn.put(key, mark.encode())], [txn.get(key)])
-    done = (await _if_known(client, keyspace, agent, marking)).response_txn
-    if done.succeeded:
-        return Drained(agent, draining=True, changed=True, mark=mark)
+    answer, revision = await _if_known(client, keyspace, agent, marking)
+    if (done := answer.response_txn).succeeded:
+        return Drained(agent, True, True, mark, revision)
     value = done.responses[0].response_range.kvs[0].value
-    return Drained(agent, draining=True, changed=value == mark.encode(), mark=DrainMark.decode(value))
+    return Drained(agent, True, value == mark.encode(), DrainMark.decode(value), revision)
 
 
 async def undrain(client: EtcdClient, keyspace: Keyspace, agent: str) -> Drained:
     """Removes the mark again; raises as `drain` does. `changed` says whether there was one a moment before."""
     key = keyspace.draining(agent)
     before, _ = await client.get(key)
-    await _if_known(client, keyspace, agent, txn.delete(key))
+    _, revision = await _if_known(client, keyspace, agent, txn.delete(key))
     mark = DrainMark.decode(before.value) if before else None
-    return Drained(agent, draining=False, changed=mark is not None, mark=mark)
+    return Drained(agent, False, mark is not None, mark, revision)
 
 
 async def remains(client: EtcdClient, keyspace: Keyspace, agent: str) -> Remains:
@@ -110,6 +122,21 @@ async def remains(client: EtcdClient, keyspace: Keyspace, agent: str) -> Remains
             record = AgentRecord.decode(agent, entry.value)
             incarnation = record.incarnation_at(entry.mod_revision)
     return Remains(agent, incarnation, record, entries, bool(marks), answer.header.revision)
+
+
+async def reap(client: EtcdClient, keyspace: Keyspace, agent: str, *, by: str, timeout_s: float) -> Reaped:
+    """Has a dead agent collected now, and waits for it; what is not done by then is asked for no longer.
+
+    Raises:
+        AgentAlive, AgentUnknown: as `remains`.
+        CollectorSilent: no collector has done it within `timeout_s`.
+    """
+    asked = await ask_to_reap(client, keyspace, agent, by=by)
+    found = await await_reap(client, keyspace, asked, timeout_s=timeout_s)
+    if not found:
+        await remains(client, keyspace, agent)  # says why, when there is nothing to reap any more
+        raise CollectorSilent(await _unanswered(client, keyspace, timeout_s))
+    return Reaped(agent, asked.request.incarnation, found, asked.revision)
 
 
 async def ask_to_reap(client: EtcdClient, keyspace: Keyspace, agent: str, *, by: str) -> ReapAsked:
@@ -171,20 +198,30 @@ async def await_reap(
     return tuple(sorted(found, key=lambda tombstone: tombstone.part))
 
 
-async def _if_known(client: EtcdClient, keyspace: Keyspace, agent: str, operation: rpc.RequestOp) -> rpc.ResponseOp:
+async def _if_known(
+    client: EtcdClient, keyspace: Keyspace, agent: str, operation: rpc.RequestOp
+) -> tuple[rpc.ResponseOp, int]:
     """Does something if the agent is alive or has registered; it has to be harmless to repeat."""
     registered = txn.nested([txn.present(keyspace.state(agent, REGISTRATION))], [operation])
     answer = await client.txn(
         [txn.present(keyspace.alive(agent))], [operation], [registered], repeat=Repeat.SAFE
     )  # fmt: skip
     if answer.succeeded:
-        return answer.responses[0]
+        return answer.responses[0], answer.header.revision
     inner = answer.responses[0].response_txn
     if not inner.succeeded:
         raise AgentUnknown(
             f"agent {agent!r} is not known in namespace {keyspace.namespace!r}: it is not alive and has no registration"
         )
-    return inner.responses[0]
+    return inner.responses[0], answer.header.revision
+
+
+async def _unanswered(client: EtcdClient, keyspace: Keyspace, timeout_s: float) -> str:
+    queue = await client.list(keyspace.campaign(COLLECTOR_ELECTION))
+    leader = leader_of(Candidate.of(COLLECTOR_ELECTION, kv) for kv in queue.kvs)
+    if leader is None:
+        return f"no collector answered in {timeout_s:g} s: run `election collect`"
+    return f"collector {leader.id} did not answer in {timeout_s:g} s, and was asked no longer: look at its log"
 
 
 async def _void(client: EtcdClient, agent: str, lease: int) -> None:

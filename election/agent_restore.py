@@ -9,7 +9,7 @@ collector that finds them then makes a tombstone of their own, and leaves those 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from election.agent_records import Tombstone
 from election.errors import AgentUnknown, EtcdError, StateExists
@@ -40,6 +40,7 @@ class Restored:
     written: tuple[str, ...]
     unchanged: tuple[str, ...]
     alive: bool
+    revision: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,8 @@ async def restore(
             written += (write.name for write in group)
         else:
             unchanged = tuple(name for name in wanted if name not in written)
-            return Restored(agent, collected.incarnation, tuple(dict.fromkeys(written)), unchanged, bool(alive))
+            names, revision = tuple(dict.fromkeys(written)), answer.header.revision
+            return Restored(agent, collected.incarnation, names, unchanged, bool(alive), revision)
     raise EtcdError(f"agent {agent!r} changes all the time: what was collected is not all put back: try again")
 
 

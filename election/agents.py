@@ -21,9 +21,8 @@ from election.kept import KeptValues
 from election.keys import REGISTRATION, Keyspace, check_name
 from election.pb.etcd import rpc_pb2 as rpc
 from election.published import Published
-from election.registration import Registration, evict, leave, register
+from election.registration import Registration, checked, evict, leave, register
 from election.roster import Roster
-from election.token import LARGEST_REVISION
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class Agent:
         self._keyspace = keyspace
         self._takeover = takeover
         self._roster = roster or Roster(client, rng=rng)
-        self._record = _checked(AgentRecord(id, address, check_labels(labels or {}), client.clock.wall()))
+        self._record = checked(AgentRecord(id, address, check_labels(labels or {}), client.clock.wall()))
         self._life = Published(_Life())
         self._lease: KeptLease | None = None
         self._left_behind: Registration | None = None
@@ -279,9 +278,3 @@ async def _registrations(lives: AsyncGenerator[_Life]) -> AsyncGenerator[Registr
             yield life.registration
             if life.over:
                 return
-
-
-def _checked(record: AgentRecord) -> AgentRecord:
-    """The record, if there is room in it for all that is added when the agent leaves; raises RecordTooLarge."""
-    replace(record, left_at=record.registered_at, incarnation=LARGEST_REVISION).encode()
-    return record

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import Any, Generic, TypeVar, cast
 
 from election.errors import ElectionError
@@ -44,7 +44,7 @@ class Running(Generic[T]):
         """Waits for the end, and returns or raises what it brought; ElectionError when the store was closed before."""
         self._ended.wait()
         if self._task is None or not self._task.done():
-            raise ElectionError("this store was closed while it was used: end its candidates before")
+            raise ElectionError("this was closed while it was used: end what uses it before")
         return self._task.result()
 
     def cancel(self, then: Callable[[], object] = lambda: None) -> None:
@@ -86,8 +86,8 @@ class Background:
         if not self.is_ours:
             coroutine.close()
             raise ElectionError(
-                "this store is closed, or was made before this process was forked: connect anew, and start processes "
-                "that need a store of their own with `spawn`"
+                "this is closed, or was made before this process was forked: connect anew, and start processes "
+                "that need a connection of their own with `spawn`"
             )
 
         def forget(running: Running[T]) -> None:
@@ -120,6 +120,23 @@ class Background:
                 return None
 
         return self.call(bounded())
+
+    def iterate(self, values: AsyncGenerator[T]) -> Iterator[T]:
+        """What an asynchronous generator yields; it is closed when this one is."""
+
+        async def next_value() -> tuple[T] | None:
+            try:
+                return (await anext(values),)
+            except StopAsyncIteration:
+                return None
+
+        try:
+            while (value := self.call(next_value())) is not None:
+                yield value[0]
+        except GeneratorExit:
+            if self.is_ours:
+                self.call(values.aclose())
+            raise
 
     def soon(self, function: Callable[[], object]) -> None:
         """Calls a function in the loop, soon; safe in a signal handler. Does nothing where `begin` would raise."""

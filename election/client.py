@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -15,9 +16,10 @@ from google.protobuf.duration_pb2 import Duration
 
 from election import agent_messages, messages
 from election.agent_records import Agent, StateEntry, Tombstone
+from election.bearer import Bearer, check_private
 from election.breaker import Breaker
-from election.clock import Clock
-from election.config import EtcdConfig, TlsConfig
+from election.clock import BootClock, Clock
+from election.config import CandidateConfig, EtcdConfig, TlsConfig
 from election.errors import ConfigError, RolledBack
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import (
@@ -33,9 +35,11 @@ from election.reader import (
 )
 from election.records import Candidate, Election, Leader
 from election.remote import Req, Resp, Servers, Unary
+from election.remote_candidate import RemoteCandidate
 from election.statuses import error_of
 from election.token import Token
 from election.told import ToldAgents, ToldLeader
+from election.watchdog import Watchdog
 
 CALL_TIMEOUT_S = 5.0
 """What one question may take on all servers together; also what a watch may take to begin."""
@@ -67,16 +71,23 @@ PageReq = TypeVar("PageReq", bound=_PageRequest)
 Paged = TypeVar("Paged", bound=_Page)
 
 
-def dial(servers: str | Iterable[str], *, tls: TlsConfig | None = None) -> Client:
+def dial(
+    servers: str | Iterable[str],
+    *,
+    tls: TlsConfig | None = None,
+    token: str | Path | None = None,
+    insecure: bool = False,
+) -> Client:
     """A client for `async with`; nothing is sent before that.
 
     `servers` is one or several HOST:PORT, also as one text with commas. A scheme of https asks for TLS with the
-    system's roots where no `tls` is given.
+    system's roots where no `tls` is given. `token` is a bearer token, or the file that holds one, which is read again
+    when it changes. It goes over plain text to this machine alone, unless `insecure` is said.
 
     Raises:
-        ConfigError: for addresses that cannot be used.
+        ConfigError: for addresses, files and tokens that cannot be used.
     """
-    return Client(servers, tls=tls)
+    return Client(servers, tls=tls, token=token, insecure=insecure)
 
 
 class Client:
@@ -96,6 +107,8 @@ class Client:
         servers: str | Iterable[str],
         *,
         tls: TlsConfig | None = None,
+        token: str | Path | None = None,
+        insecure: bool = False,
         call_timeout_s: float = CALL_TIMEOUT_S,
         attempt_timeout_s: float = ATTEMPT_TIMEOUT_S,
         clock: Clock | None = None,
@@ -106,9 +119,13 @@ class Client:
             raise ConfigError("no server is given: name at least one HOST:PORT")
         parsed = EtcdConfig.parse(written, tls=tls)  # both kinds of addresses are written the same way
         self.addresses = parsed.endpoints
+        self._watchdog = Watchdog()
+        if token is not None and not insecure:
+            check_private(parsed.endpoints, parsed.tls)
         self._servers = Servers(
             parsed.endpoints,
             parsed.tls,
+            bearer=None if token is None else Bearer(token, clock or BootClock()),
             call_timeout_s=call_timeout_s,
             attempt_timeout_s=attempt_timeout_s,
             clock=clock,
@@ -129,6 +146,32 @@ class Client:
     def address(self) -> str:
         """The address of the server that is asked at present."""
         return self._servers.address
+
+    def candidate(
+        self,
+        election: str,
+        *,
+        id: str,
+        address: str = "",
+        labels: Mapping[str, str] | None = None,
+        priority: int = 0,
+        ttl_s: int = CandidateConfig().ttl_s,
+    ) -> RemoteCandidate:
+        """A candidate that stands through the servers, without etcd; use it inside the client's block.
+
+        Raises:
+            ConfigError: a name or a TTL that cannot be used.
+        """
+        return RemoteCandidate(
+            self._servers,
+            election,
+            id=id,
+            address=address,
+            labels=labels,
+            priority=priority,
+            ttl_s=ttl_s,
+            watchdog=self._watchdog,
+        )
 
     # --- questions -------------------------------------------------------------------------------------------
 

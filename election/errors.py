@@ -97,6 +97,10 @@ class NotLeader(ElectionError):
         self.reason = reason
 
 
+class NoLeader(ElectionError, TimeoutError):
+    """Nobody leads, or nobody has been known to, for as long as was waited for it."""
+
+
 class Deposed(ElectionError):
     """A resource refused the token, which is not the leader's any more. Nothing was written."""
 
@@ -111,6 +115,10 @@ class AgentLost(ElectionError):
 
 class AgentExists(ElectionError):
     """Another live process holds this agent id."""
+
+
+class SessionMoved(ElectionError):
+    """The session of an agent was opened anew, on another stream or server: this one can do nothing for it any more."""
 
 
 class AgentUnknown(ElectionError):
@@ -129,5 +137,53 @@ class StateExists(ElectionError):
         self.keys = keys
 
 
+class CallerSilent(ElectionError):
+    """The caller of a campaign has sent nothing for a TTL; nobody stands for it any more."""
+
+
+class CollectorSilent(ElectionError):
+    """No collector has done in time what it was asked for, and it is asked no longer."""
+
+
+class ShuttingDown(ElectionError):
+    """The server is about to end, and begins nothing new."""
+
+
 class ViewStale(ElectionError):
     """What is in memory is too old to answer from: etcd has not been heard for too long."""
+
+
+class Unauthenticated(ElectionError):
+    """A server of the API does not know who calls: the caller has not said so, in a way that this server takes."""
+
+
+class BadToken(Unauthenticated):
+    """A bearer token is not known, not for this server, or not signed by whom it has to be."""
+
+
+class TokenExpired(Unauthenticated):
+    """A bearer token was good, and its time is over."""
+
+
+class PermissionDenied(ElectionError):
+    """A server of the API knows who calls, and its policy gives them no role that is enough for this."""
+
+
+class NotYourAgent(PermissionDenied):
+    """The caller is another agent, or none."""
+
+
+class LimitExceeded(ElectionError):
+    """A caller asks more of a server of the API than one caller may. `retry_after_s` is when it may ask again."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class TooManyRequests(LimitExceeded):
+    """More requests in a second than one identity may make."""
+
+
+class TooManyStreams(LimitExceeded):
+    """More streams at once than one identity may have."""

@@ -70,6 +70,13 @@ class AliveKey:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionKey:
+    """What an agent's secret is compared with, where it registered through the API."""
+
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
 class StateKey:
     """One of the keys that an agent stores."""
 
@@ -105,7 +112,7 @@ class ReapRequestKey:
     agent: str
 
 
-Parsed = CandidateKey | AliveKey | StateKey | DrainingKey | TombstoneKey | BreakerKey | ReapRequestKey
+Parsed = CandidateKey | AliveKey | SessionKey | StateKey | DrainingKey | TombstoneKey | BreakerKey | ReapRequestKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +161,7 @@ class Keyspace:
 
     @property
     def agents(self) -> bytes:
-        """The prefix of all liveness keys, states and tombstones."""
+        """The prefix of all that there is of agents."""
         return self.root + b"agents/"
 
     @property
@@ -180,6 +187,10 @@ class Keyspace:
     def alive(self, agent: str) -> bytes:
         """An agent's liveness key."""
         return self.alive_prefix + check_name("agent", agent).encode()
+
+    def session(self, agent: str) -> bytes:
+        """The hash of the secret with which an agent registered through the API, on the lease of its liveness key."""
+        return self.agents + b"session/" + check_name("agent", agent).encode()
 
     def states(self, agent: str) -> bytes:
         """The prefix of everything that one agent stores."""
@@ -231,6 +242,8 @@ class Keyspace:
                 return CandidateKey(election, _number(lease, 16))
             case ["agents", "alive", agent] if _NAME.fullmatch(agent):
                 return AliveKey(agent)
+            case ["agents", "session", agent] if _NAME.fullmatch(agent):
+                return SessionKey(agent)
             case ["agents", "state", agent, name] if _NAME.fullmatch(agent) and _NAME.fullmatch(name):
                 return StateKey(agent, name)
             case ["agents", "draining", agent] if _NAME.fullmatch(agent):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from google.protobuf.duration_pb2 import Duration
 
 from election import wire
-from election.errors import BadField
+from election.errors import BadField, LossReason
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import LeaderEvent, LeaderEventKind, Source
 from election.records import Candidate, Election, Leader
@@ -15,6 +15,7 @@ from election.token import Token
 VIEW_METADATA = "election-view-bin"
 """The trailing metadata of a NOT_FOUND that holds the View: also the answer that there is nothing has an age."""
 
+_LOSSES = {reason: pb.LossReason.Value(f"LOSS_REASON_{reason.name}") for reason in LossReason}
 _LONGEST_S = 315_576_000_000.0
 """The longest Duration that protobuf defines, some 10,000 years."""
 
@@ -112,6 +113,11 @@ class LeaderMessages:
         return self._told[1]
 
 
+def loss_message(reason: LossReason) -> pb.LossReason.ValueType:
+    """Why a term ended."""
+    return _LOSSES[reason]
+
+
 # --- messages to records -------------------------------------------------------------------------------------
 
 
@@ -174,3 +180,8 @@ def leader_event_from(message: pb.WatchLeaderResponse) -> LeaderEvent:
     """One message of WatchLeader; raises ElectionError for a kind that this version does not know."""
     leader = leader_from(message.leader) if message.HasField("leader") else None
     return LeaderEvent(wire.known(_LEADER_KINDS, message.kind, "leader event"), leader, source_from(message.view))
+
+
+def loss_from(sent: pb.LossReason.ValueType) -> LossReason | None:
+    """Why a term ended; None where nothing is said, or something that this version does not know."""
+    return next((reason for reason, each in _LOSSES.items() if each == sent), None)

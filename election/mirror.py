@@ -7,7 +7,7 @@ import logging
 import math
 import random
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import replace
 from itertools import groupby
 
@@ -43,9 +43,6 @@ CATCH_UP_S = 1.5
 LEADER_QUEUE_LIMIT = 256
 """How many changes of one election a reader may lag behind; terms take seconds, so one that lags so far has hung."""
 
-_NUDGE_S = 0.1
-"""How often the watch is asked how far it is while somebody waits: its member may be behind the one that was read."""
-
 _RETRY_MAX_S = 2.0
 """Much less than what makes a view stale, so that a member that takes some seconds to start does not."""
 
@@ -70,7 +67,6 @@ class Mirror:
         self._beat = LeaderEvent(LeaderEventKind.HEARTBEAT, None, Source(0, 0, 0.0))
         self._dated = self._beat, self._beat
         self._reached = Published(0)
-        self._nudge = asyncio.Event()
 
     # --- what readers ask --------------------------------------------------------------------------------------
 
@@ -97,11 +93,7 @@ class Mirror:
         """
         try:
             async with asyncio.timeout(CATCH_UP_S):
-                while self._reached.value < revision:
-                    self._nudge.set()
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(_NUDGE_S):
-                            await self._reached.until(lambda reached: reached >= revision)
+                await self._reached.until(lambda reached: reached >= revision)
         except TimeoutError:
             _, header = await self._client.get(self._prefix)
             if header.revision < revision:
@@ -112,19 +104,6 @@ class Mirror:
             raise ViewStale(
                 f"the view is at revision {self._reached.value} of etcd, and {revision} has been seen: it lags behind"
             ) from None
-
-    async def reach_present(self) -> Source:
-        """Waits until everything that had happened at the call has been delivered, and tells how far that is.
-
-        It is true for an etcd whose signs of life never run ahead of the events, as since 3.4.25 and 3.5.8 (#15220).
-
-        Raises:
-            EtcdUnavailable: etcd cannot be asked how far it is.
-            ViewStale: the watch does not come so far in time.
-        """
-        _, header = await self._client.get(self._prefix)
-        await self.reach(header.revision)
-        return Source(self.cluster_id, max(header.revision, self.revision), 0.0)
 
     async def leader_events(
         self, election: str, after: int | None = None, heartbeat_s: float | None = None
@@ -140,10 +119,12 @@ class Mirror:
                 for event in missed:
                     yield event
                 if not missed and heartbeat_s is not None:
-                    yield self._heartbeat()
+                    yield self._heartbeat(after)
                 while True:
                     is_told = await reading.wait(heartbeat_s)
-                    yield (reading.next() if is_told else None) or self._heartbeat()
+                    change = reading.next() if is_told else None
+                    after = None if change else after
+                    yield change or self._heartbeat(after)
         finally:
             if not published.has_readers:
                 self._leaders.pop(election, None)
@@ -156,9 +137,13 @@ class Mirror:
         kind = leader_change(None, leader) if after is None else LeaderEventKind.RESET
         return (LeaderEvent(kind, leader, self._source_now()),)
 
-    def _heartbeat(self) -> LeaderEvent:
-        """The same one for all watches, of whichever election, until something changes."""
-        if self._beat.source != (source := self._source_now()):
+    def _heartbeat(self, after: int | None) -> LeaderEvent:
+        """Nothing has happened, nor up to the revision after which a watch goes on, which this mirror has reached.
+
+        It is the same one for all watches, of whichever election, until something happens.
+        """
+        source = replace(self._source_now(), revision=max(self.revision, after or 0))
+        if self._beat.source != source:
             self._beat = LeaderEvent(LeaderEventKind.HEARTBEAT, None, source)
         return self._beat
 
@@ -173,7 +158,7 @@ class Mirror:
         backoff = Backoff(0.25, _RETRY_MAX_S, self._rng)
         while True:
             try:
-                async with aclosing(follow(self._client, self._prefix, backoff, self._nudge)) as items:
+                async with aclosing(follow(self._client, self._prefix, backoff)) as items:
                     async for item in items:
                         self.heard_at_s = self._client.clock.now_s()
                         self._take(item)

@@ -13,6 +13,8 @@ from election.etcd import txn
 from election.etcd.client import EtcdClient, Repeat
 from election.etcd.lease import Lease, grant, let_go
 from election.keys import REGISTRATION, Keyspace
+from election.pb.etcd import rpc_pb2 as rpc
+from election.token import LARGEST_REVISION
 
 logger = logging.getLogger("election")
 
@@ -23,6 +25,31 @@ class Registration:
 
     incarnation: int
     lease: int
+
+
+def checked(record: AgentRecord) -> AgentRecord:
+    """The record, if there is room in it for all that is added when the agent leaves; raises RecordTooLarge."""
+    replace(record, left_at=record.registered_at, incarnation=LARGEST_REVISION).encode()
+    return record
+
+
+def beginning(keyspace: Keyspace, record: AgentRecord, lease: int) -> list[rpc.RequestOp]:
+    """What a life begins with: the liveness key, on its lease, and the registration.
+
+    The registration outlives the lease: it tells the collector which incarnation left its state behind.
+    """
+    value = record.encode()
+    return [
+        txn.put(keyspace.alive(record.id), value, lease=lease),
+        txn.put(keyspace.state(record.id, REGISTRATION), value),
+    ]
+
+
+def exists(agent: str) -> AgentExists:
+    """The error for an id that has a living holder."""
+    return AgentExists(
+        f"agent {agent!r} is alive elsewhere: use another id, or wait until its lease has ended, or take over"
+    )
 
 
 async def register(
@@ -46,9 +73,7 @@ async def register(
     """
     alive, stored = keyspace.alive(record.id), keyspace.state(record.id, REGISTRATION)
     lease = await grant(client, ttl_s=config.ttl_s, margin_s=config.margin_s, renew_s=config.ttl_s / 3)
-    value = record.encode()
-    # The registration outlives the lease: it tells the collector which incarnation left its state behind.
-    begin = [txn.put(alive, value, lease=lease.id), txn.put(stored, value)]
+    begin = beginning(keyspace, record, lease.id)
     if put_back:
         keys = {keyspace.state(record.id, key): data for key, data in put_back.items()}
         kept = [txn.nested([txn.absent(key)], [txn.put(key, data)]) for key, data in keys.items()]
@@ -61,9 +86,7 @@ async def register(
         found = answer.responses[0].response_range.kvs
         if found and found[0].lease == lease.id:
             return found[0].create_revision, lease
-        raise AgentExists(
-            f"agent {record.id!r} is alive elsewhere: use another id, or wait until its lease has ended, or take over"
-        )
+        raise exists(record.id)
     except BaseException:
         await let_go(client, lease.id, whose=f"agent {record.id}")
         raise

@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from election.backoff import Backoff
+from election.bearer import Bearer, Metadata
 from election.channels import Channels, Line
 from election.clock import BootClock, Clock
 from election.config import TlsConfig
@@ -24,14 +25,15 @@ from election.statuses import error_of
 Req = TypeVar("Req")
 Resp = TypeVar("Resp")
 
-# What can be different on another server, or a moment later. All calls are reads, so each may be repeated.
-_ELSEWHERE = {
+ELSEWHERE = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
 }
+"""What can be different on another server, or a moment later. All calls of `ask` are reads, and may be repeated."""
+
 # A watch on which nothing happens is silent: pings show that its server is still there.
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
@@ -81,13 +83,15 @@ class Servers:
         *,
         call_timeout_s: float,
         attempt_timeout_s: float,
+        bearer: Bearer | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.addresses = addresses
         self._tls = tls
-        self._call_timeout_s = call_timeout_s
-        self._attempt_timeout_s = attempt_timeout_s
+        self._bearer = bearer
+        self.call_timeout_s = call_timeout_s
+        self.attempt_timeout_s = attempt_timeout_s
         self._clock = clock or BootClock()
         self._rng = rng or random.Random()
         self._current = self._rng.randrange(len(addresses))
@@ -109,18 +113,23 @@ class Servers:
         """The address of the server that is asked at present."""
         return self.addresses[self._current]
 
+    def metadata(self) -> Metadata | None:
+        """What goes along with every call."""
+        return None if self._bearer is None else self._bearer.metadata()
+
     async def ask(self, method: Unary[Req, Resp], request: Req) -> Resp:
         """One question and its answer; raises AioRpcError for what all servers would answer the same."""
 
         async def attempt(server: Server, left_s: float) -> Resp:
-            call = method(server)(request, timeout=max(min(left_s, self._attempt_timeout_s), 0.001))
+            timeout_s = max(min(left_s, self.attempt_timeout_s), 0.001)
+            call = method(server)(request, timeout=timeout_s, metadata=self.metadata())
             server.line.carry(call)
             return await call
 
         return await self._try(attempt)
 
     async def _try(self, attempt: Callable[[Server, float], Awaitable[Resp]]) -> Resp:
-        give_up_at_s = self._clock.now_s() + self._call_timeout_s
+        give_up_at_s = self._clock.now_s() + self.call_timeout_s
         backoff = self._backoff()
         asked = 0
         failed: ServerUnavailable | None = None
@@ -129,7 +138,7 @@ class Servers:
             try:
                 return await attempt(self._server(number), give_up_at_s - self._clock.now_s())
             except grpc.aio.AioRpcError as error:
-                if error.code() not in _ELSEWHERE:
+                if error.code() not in ELSEWHERE:
                     raise
                 # A reason that a server gave says more than that the last attempt had no time left.
                 if failed is None or error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -152,15 +161,15 @@ class Servers:
 
         Raises ServerUnavailable rather than be blind for more than MAX_AGE_S, and else what a server refused it for.
         """
-        give_up_at_s = self._clock.now_s() + self._call_timeout_s
+        give_up_at_s = self._clock.now_s() + self.call_timeout_s
         backoff = self._backoff()
         while True:
             number, heard = self._current, False
             server = self._server(number)
-            call = method(server)(request())
+            call = method(server)(request(), metadata=self.metadata())
             server.line.carry(call)
             try:
-                async with asyncio.timeout(self._attempt_timeout_s):
+                async with asyncio.timeout(self.attempt_timeout_s):
                     message = await call.read()
                 yield None
                 while message is not grpc.aio.EOF:
@@ -171,7 +180,7 @@ class Servers:
                 why = "it ended the stream"
             except grpc.aio.AioRpcError as error:
                 lagged = heard and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # begin again where it was
-                if error.code() not in _ELSEWHERE and not lagged:
+                if error.code() not in ELSEWHERE and not lagged:
                     raise error_of(error) from None
                 why = error.details() or error.code().name
             except TimeoutError:
@@ -187,9 +196,18 @@ class Servers:
                 raise self._unavailable(number, why)
             await self._clock.sleep_s(pause_s)
 
+    def present(self) -> tuple[int, Server]:
+        """The number of the server that is asked at present, and the stubs for one new call."""
+        return self._current, self._server(self._current)
+
+    def failed(self, number: int, why: str) -> ServerUnavailable:
+        """The error for a server that does not do what it has to; the next one is asked from now on."""
+        self._avoid(number)
+        return self._unavailable(number, why)
+
     @property
     def _silent(self) -> str:
-        return f"no message within {self._attempt_timeout_s:g} s"
+        return f"no message within {self.attempt_timeout_s:g} s"
 
     def _server(self, number: int) -> Server:
         """The stubs for one new call."""

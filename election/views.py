@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
@@ -13,10 +13,13 @@ from typing import Self
 from election.agent_records import Agent, AgentState, StateEntry, Tombstone
 from election.breaker import Breaker
 from election.errors import ConfigError, ViewStale
-from election.etcd.client import EtcdClient
+from election.etcd import txn
+from election.etcd.client import EtcdClient, Repeat
+from election.etcd.listing import list_all
 from election.keys import REGISTRATION, Keyspace, TombstoneKey
 from election.mirror import Mirror
-from election.model import Kept
+from election.model import Kept, Model
+from election.pb.etcd.kv_pb2 import KeyValue
 from election.reader import (
     MAX_AGE_S,
     NOT_REAPED,
@@ -86,6 +89,10 @@ class View:
         """The namespace that it reads."""
         return self._keyspace.namespace
 
+    def known_agent(self, id: str) -> tuple[Agent | None, int]:
+        """An agent as the watch has shown it so far, and up to which revision that is complete; never ViewStale."""
+        return self._mirror.model.agent(id), self._mirror.revision
+
     # --- questions -------------------------------------------------------------------------------------------
 
     def source(self) -> Source:
@@ -98,28 +105,38 @@ class View:
             )
         return source
 
-    async def _present(self, linearizable: bool) -> Source:
-        """How fresh what is in memory is, once it is as fresh as it has to be."""
-        return await self._mirror.reach_present() if linearizable else self.source()
+    async def _model(self, prefix: bytes, *, linearizable: bool) -> tuple[Model, Source]:
+        """What is in memory; or what is below a prefix of etcd, read now.
+
+        To wait until memory is as far as etcd says that it is would not do: signs of life of a watch can run ahead of
+        the events in etcd before 3.4.25 and 3.5.8 (#15220).
+        """
+        if not linearizable:
+            return self._mirror.model, self.source()
+        listed = await list_all(self._client, prefix)
+        return self._read(listed.kvs), Source(listed.header.cluster_id, listed.header.revision, 0.0)
+
+    def _read(self, kvs: Iterable[KeyValue]) -> Model:
+        model = Model()
+        for kv in sorted(kvs, key=lambda kv: kv.mod_revision):
+            model.put(self._keyspace.parse(kv.key), kv)
+        return model
 
     async def leader(self, election: str, *, linearizable: bool = False) -> Answer[Leader | None]:
         """Who leads, from memory."""
-        self._keyspace.campaign(election)
-        source = await self._present(linearizable)
-        return Answer(self._mirror.model.leader(election), source)
+        model, source = await self._model(self._keyspace.campaign(election), linearizable=linearizable)
+        return Answer(model.leader(election), source)
 
     async def elections(self, *, linearizable: bool = False) -> Answer[tuple[Election, ...]]:
         """The elections that somebody stands for, from memory."""
-        source = await self._present(linearizable)
-        model = self._mirror.model
+        model, source = await self._model(self._keyspace.campaigns, linearizable=linearizable)
         rows = sorted(model.elections.items())
         return Answer(tuple(Election(name, len(queue), model.leader(name)) for name, queue in rows), source)
 
     async def candidates(self, election: str, *, linearizable: bool = False) -> Answer[tuple[Candidate, ...]]:
         """The candidates of one election, from memory."""
-        self._keyspace.campaign(election)
-        source = await self._present(linearizable)
-        queue = self._mirror.model.elections.get(election, {}).values()
+        model, source = await self._model(self._keyspace.campaign(election), linearizable=linearizable)
+        queue = model.elections.get(election, {}).values()
         return Answer(tuple(sorted(queue, key=lambda candidate: (candidate.created, candidate.key))), source)
 
     async def check_token(self, election: str, token: Token) -> Answer[TokenCheck]:
@@ -133,8 +150,8 @@ class View:
         self, chosen: AgentFilter = NOT_REAPED, *, linearizable: bool = False
     ) -> Answer[tuple[Agent, ...]]:
         """The agents that fit, from memory."""
-        source = await self._present(linearizable)
-        return Answer(tuple(agent for agent in self._mirror.model.agents() if chosen.takes(agent)), source)
+        model, source = await self._model(self._keyspace.agents, linearizable=linearizable)
+        return Answer(tuple(agent for agent in model.agents() if chosen.takes(agent)), source)
 
     async def agents_by_state(self) -> Answer[Mapping[AgentState, int]]:
         """How many agents there are, from memory, at the same cost however many these are."""
@@ -145,13 +162,28 @@ class View:
     ) -> Answer[tuple[Agent, tuple[StateEntry, ...]] | None]:
         """One agent from memory, with its state's values from one linearizable read of etcd."""
         prefix = self._keyspace.states(id)
-        listed = await self._client.list(prefix)
-        source = await self._present(linearizable)
-        agent = self._mirror.model.agent(id)
+        if linearizable:
+            stored, agent, source = await self._read_agent(id)
+        else:
+            stored = tuple((await self._client.list(prefix)).kvs)
+            agent, source = self._mirror.model.agent(id), self.source()
         if agent is None:
             return Answer(None, source)
-        entries = (StateEntry.of(prefix, kv) for kv in listed.kvs)
+        entries = (StateEntry.of(prefix, kv) for kv in stored)
         return Answer((agent, tuple(entry for entry in entries if entry.key != REGISTRATION)), source)
+
+    async def _read_agent(self, id: str) -> tuple[tuple[KeyValue, ...], Agent | None, Source]:
+        keys = self._keyspace
+        reads = [
+            txn.get_prefix(keys.states(id)),
+            txn.get(keys.alive(id)),
+            txn.get(keys.draining(id)),
+            txn.get_prefix(keys.tombstones(id)),
+        ]
+        answer = await self._client.txn([], reads, repeat=Repeat.SAFE)
+        stored, *others = (tuple(each.response_range.kvs) for each in answer.responses)
+        model = self._read(kv for kvs in (stored, *others) for kv in kvs)
+        return stored, model.agent(id), Source(answer.header.cluster_id, answer.header.revision, 0.0)
 
     async def tombstones(self, agent: str | None = None) -> Answer[tuple[Tombstone, ...]]:
         """The tombstones of one agent or of all, the oldest reap first, by linearizable reads of etcd."""

@@ -17,7 +17,7 @@ from election.cli.agent_documents import (
     tombstone_document,
 )
 from election.cli.exits import OK
-from election.cli.options import Settings, command, parse_label_filter, server_option, setting
+from election.cli.options import Api, Settings, command, parse_label_filter, server_option, setting
 from election.cli.output import hex_of, labels_text, print_json, print_line, print_table, shown
 from election.cli.signals import until_signal
 from election.errors import AgentUnknown
@@ -43,7 +43,7 @@ from election.reader import NOT_REAPED, AgentEvent, AgentFilter
     help="only those with all of these; repeatable",
 )
 @server_option
-def list_(settings: Settings, states: tuple[str, ...], labels: dict[str, str], server: str | None) -> int:
+def list_(settings: Settings, states: tuple[str, ...], labels: dict[str, str], server: Api | None) -> int:
     """List the agents, by id."""
     chosen = AgentFilter(frozenset(map(AgentState, states)) or NOT_REAPED.states, labels)
 
@@ -77,7 +77,7 @@ def list_(settings: Settings, states: tuple[str, ...], labels: dict[str, str], s
 @command("show")
 @click.argument("id")
 @server_option
-def show(settings: Settings, id: str, server: str | None) -> int:
+def show(settings: Settings, id: str, server: Api | None) -> int:
     """Show the agent ID and what it stores.
 
     Shows what was collected of it, too, as long as tombstones are kept.
@@ -118,7 +118,7 @@ def show(settings: Settings, id: str, server: str | None) -> int:
     help="tell first what was reaped since then; 0: all that is kept",
 )
 @server_option
-def watch(settings: Settings, after: int | None, server: str | None) -> int:
+def watch(settings: Settings, after: int | None, server: Api | None) -> int:
     """Tell every change of the agents, until a signal.
 
     It begins with those that are there, and `synced`. Each line has the revision with which to go on after it:
@@ -143,7 +143,7 @@ def watch(settings: Settings, after: int | None, server: str | None) -> int:
 @command("tombstones")
 @click.argument("id", required=False)
 @server_option
-def tombstones(settings: Settings, id: str | None, server: str | None) -> int:
+def tombstones(settings: Settings, id: str | None, server: Api | None) -> int:
     """List what was collected, the oldest first.
 
     Of the agent ID alone, where one is named.

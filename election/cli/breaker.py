@@ -9,13 +9,13 @@ import click
 from election.breaker import Breaker, BreakerReason, close_breaker, hold_breaker
 from election.cli.agent_documents import breaker_document
 from election.cli.exits import OK
-from election.cli.options import Settings, command, more_than_zero, operator, server_option, setting
+from election.cli.options import Api, Settings, command, more_than_zero, operator, server_option, setting
 from election.cli.output import print_json, time_text
 
 
 @command("show")
 @server_option
-def show(settings: Settings, server: str | None) -> int:
+def show(settings: Settings, server: Api | None) -> int:
     """Show whether collectors may reap, and if not, why."""
 
     async def ask() -> None:

@@ -28,6 +28,7 @@ class Commands(click.Group):
         "list": "election.cli.read:list_elections",
         "observe": "election.cli.read:observe",
         "serve": "election.cli.serve:serve",
+        "token": "election.cli.token:token",
         "version": "election.cli.version:version",
     }
 

@@ -26,6 +26,15 @@ FILE = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True, slots=True)
+class Api:
+    """The servers of the gRPC API to ask, and with which bearer token; `insecure` lets that go over plain text."""
+
+    addresses: str
+    token_file: Path | None = None
+    insecure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Where to connect to, and how to print."""
 
@@ -45,10 +54,12 @@ class Settings:
         return connect(self.endpoints, namespace=self.namespace, tls=self.tls, user=self.user, state_dir=state_dir)
 
     @asynccontextmanager
-    async def reader(self, server: str | None, scope: Callable[[Keyspace], bytes]) -> AsyncGenerator[Reader]:
+    async def reader(self, server: Api | None, scope: Callable[[Keyspace], bytes]) -> AsyncGenerator[Reader]:
         """What answers questions: the gRPC API when a server is named, else etcd, read no wider than `scope`."""
         if server is not None:
-            async with dial(server, tls=self.tls) as client:
+            async with dial(
+                server.addresses, tls=self.tls, token=server.token_file, insecure=server.insecure
+            ) as client:
                 yield client
         else:
             async with self.store() as store, store.view(scope(store.keyspace)) as view:
@@ -69,8 +80,25 @@ state_dir_option = setting(
 )
 """For those who stand."""
 
-server_option = setting("--server", metavar="HOST:PORT,...", help="ask `election serve`, with the TLS files for it")
-"""For those who ask."""
+_API_OPTIONS = (
+    setting("--server", metavar="HOST:PORT,...", help="ask `election serve`, with the TLS files for it"),
+    setting("--token-file", type=FILE, help="holds the bearer token for it"),
+    setting("--insecure", is_flag=True, help="send that token in plain text, also to other machines"),
+)
+
+
+def server_option(function: F) -> F:
+    """For those who ask; the command gets what was given as `server`, an Api or None."""
+
+    def run(*arguments: Any, server: str | None, token_file: Path | None, insecure: bool, **options: Any) -> Any:
+        return function(*arguments, server=Api(server, token_file, insecure) if server else None, **options)
+
+    run.__doc__ = function.__doc__
+    run.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+    for option in reversed(_API_OPTIONS):
+        run = option(run)
+    return run  # type: ignore[return-value]
+
 
 labels_option = setting(
     "--label",

@@ -7,7 +7,7 @@ import asyncio
 import click
 
 from election.cli.exits import NOBODY_LEADS, OK
-from election.cli.options import Settings, command, server_option
+from election.cli.options import Api, Settings, command, server_option
 from election.cli.output import (
     candidate_document,
     election_document,
@@ -28,7 +28,7 @@ from election.records import Leader, leader_of
 @command("leader")
 @click.argument("name")
 @server_option
-def leader(settings: Settings, name: str, server: str | None) -> int:
+def leader(settings: Settings, name: str, server: Api | None) -> int:
     """Tell who leads the election NAME. Exits with 3 when nobody does."""
 
     async def ask() -> int:
@@ -55,7 +55,7 @@ def leader(settings: Settings, name: str, server: str | None) -> int:
 @command("observe")
 @click.argument("name")
 @server_option
-def observe(settings: Settings, name: str, server: str | None) -> int:
+def observe(settings: Settings, name: str, server: Api | None) -> int:
     """Tell who leads the election NAME, and then every change, until a signal."""
 
     async def follow() -> None:
@@ -72,7 +72,7 @@ def observe(settings: Settings, name: str, server: str | None) -> int:
 @command("candidates")
 @click.argument("name")
 @server_option
-def candidates(settings: Settings, name: str, server: str | None) -> int:
+def candidates(settings: Settings, name: str, server: Api | None) -> int:
     """List the candidates of the election NAME, the oldest first."""
 
     async def ask() -> None:
@@ -104,7 +104,7 @@ def candidates(settings: Settings, name: str, server: str | None) -> int:
 
 @command("list")
 @server_option
-def list_elections(settings: Settings, server: str | None) -> int:
+def list_elections(settings: Settings, server: Api | None) -> int:
     """List the elections that somebody stands for."""
 
     async def ask() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from election.cli.access_options import access_options
 from election.cli.aside import aside
 from election.cli.collect import print_collector
 from election.cli.collector_options import collector_options
@@ -21,6 +22,7 @@ from election.cli.signals import on_signal
 from election.collector import Collector
 from election.config import CollectorConfig, default_id
 from election.errors import EtcdError
+from election.server.access.gate import AccessConfig
 from election.server.serving import GrpcServer
 
 logger = logging.getLogger("election")
@@ -33,6 +35,8 @@ _RETRY_S = 5.0
 @setting("--grpc-port", type=click.IntRange(0, 65535), default=50051, show_default=True, help="0: a free one")
 @setting("--server-cert", type=FILE, help="TLS of the gRPC API")
 @setting("--server-key", type=FILE, help="its private key")
+@setting("--client-ca", type=FILE, help="every caller needs a certificate of this authority")
+@access_options
 @setting("--collect/--no-collect", default=True, show_default=True, help="stand as a collector of stale agents")
 @collector_options
 @state_dir_option
@@ -43,6 +47,8 @@ def serve(
     grpc_port: int,
     server_cert: Path | None,
     server_key: Path | None,
+    client_ca: Path | None,
+    access: AccessConfig,
     insecure: bool,
     collect: bool,
     id: str | None,
@@ -52,15 +58,27 @@ def serve(
     metrics_port: int | None,
 ) -> int:
     """Answer over gRPC, and collect stale agents, until a signal."""
+    logging.getLogger("election.audit").setLevel(logging.INFO)
 
     async def run() -> int:
         async with AsyncExitStack() as stack:
             store = await stack.enter_async_context(settings.store(state_dir))
             recording = await stack.enter_async_context(telemetry(metrics_host, metrics_port, insecure))
             view = await stack.enter_async_context(store.view())
-            server = await stack.enter_async_context(
-                GrpcServer(view, grpc_host, grpc_port, server_cert, server_key, insecure)
+            server = GrpcServer(
+                view,
+                grpc_host,
+                grpc_port,
+                server_cert,
+                server_key,
+                insecure,
+                store=store,
+                client_ca=client_ca,
+                access=access,
             )
+            await stack.enter_async_context(server)
+            if server.without_policy:
+                click.echo(f"There is no policy: {server.without_policy}.", err=True)
             print_event(
                 settings.json,
                 "serving",

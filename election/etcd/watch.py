@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal
 
 from grpc import StatusCode
 
@@ -67,14 +66,11 @@ class Heard:
     revision: int
 
 
-async def follow(
-    client: EtcdClient, prefix: bytes, backoff: Backoff, nudge: asyncio.Event | None = None
-) -> AsyncGenerator[Snapshot | Changes | Heard]:
+async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGenerator[Snapshot | Changes | Heard]:
     """Lists a prefix, then watches it from the next revision; lists again when it has to.
 
-    Setting `nudge` asks the watch for a sign of life at once. Once it has begun, nothing is yielded while etcd cannot
-    be reached, and the attempts go on: readers that need fresh knowledge look at when they last got something.
-    Cancellation ends the stream.
+    Once it has begun, nothing is yielded while etcd cannot be reached, and the attempts go on: readers that need
+    fresh knowledge look at when they last got something. Cancellation ends the stream.
 
     Raises:
         EtcdUnavailable: etcd could not be reached for the first list.
@@ -94,7 +90,7 @@ async def follow(
         yield Snapshot.of(listed, set_back=set_back)
         try:
             header = listed.header
-            async with aclosing(watch(client, prefix, header.revision + 1, backoff, header.raft_term, nudge)) as items:
+            async with aclosing(watch(client, prefix, header.revision + 1, backoff, header.raft_term)) as items:
                 async for item in items:
                     yield item
         except Compacted:
@@ -105,16 +101,9 @@ async def follow(
 
 
 async def watch(
-    client: EtcdClient,
-    prefix: bytes,
-    start_revision: int,
-    backoff: Backoff,
-    raft_term: int = 0,
-    nudge: asyncio.Event | None = None,
+    client: EtcdClient, prefix: bytes, start_revision: int, backoff: Backoff, raft_term: int = 0
 ) -> AsyncGenerator[Changes | Heard]:
     """Yields every event under a prefix from a revision on, across the loss of members.
-
-    It asks for a sign of life when nothing has come for a beat, and whenever `nudge` is set, which it clears.
 
     Raises:
         Compacted: when the next event's revision is gone.
@@ -124,7 +113,6 @@ async def watch(
     """
     next_revision = start_revision
     doubted = False
-    nudge = nudge or asyncio.Event()
     while True:
         try:
             member, stream = await client.open(methods.WATCH)
@@ -132,7 +120,7 @@ async def watch(
             await client.clock.sleep_s(backoff.next_s())
             continue
         try:
-            async with aclosing(_read(client, stream, prefix, next_revision, raft_term, nudge)) as items:
+            async with aclosing(_read(client, stream, prefix, next_revision, raft_term)) as items:
                 async for item in items:
                     if isinstance(item, Changes):
                         next_revision = item.revision + 1
@@ -152,7 +140,7 @@ async def watch(
 
 
 async def _read(
-    client: EtcdClient, stream: _Watch, prefix: bytes, start_revision: int, raft_term: int, nudge: asyncio.Event
+    client: EtcdClient, stream: _Watch, prefix: bytes, start_revision: int, raft_term: int
 ) -> AsyncGenerator[Changes | Heard]:
     """Reads one stream until it ends or falls silent."""
     # From the revision before, which is known to be there: etcd since 3.5.22 and 3.6.2 answers no progress request
@@ -161,8 +149,7 @@ async def _read(
         key=prefix, range_end=range_end(prefix), start_revision=max(start_revision - 1, 1), fragment=True
     )
     fragments: list[kv.Event] = []
-    request = rpc.WatchRequest(create_request=create)
-    async with aclosing(_answers(client, stream, prefix, request, nudge)) as answers:
+    async with aclosing(_answers(client, stream, prefix, rpc.WatchRequest(create_request=create))) as answers:
         async for answer in answers:
             client.note(answer)
             if answer.canceled:
@@ -183,47 +170,34 @@ async def _read(
 
 
 async def _answers(
-    client: EtcdClient, stream: _Watch, prefix: bytes, create: rpc.WatchRequest, nudge: asyncio.Event
+    client: EtcdClient, stream: _Watch, prefix: bytes, create: rpc.WatchRequest
 ) -> AsyncGenerator[rpc.WatchResponse]:
     """Everything that comes, until the stream ends, stays silent though it was asked for a sign of life, or is behind.
 
     A member whose disk hangs, or whom the others cannot hear, has a leader and gives signs of life, and never learns
-    anything: what shows it is that etcd, when it is read, has been further for a beat or more. So signs of life do
-    not put off the next beat, however often they are asked for.
+    anything: what shows it is that etcd, when it is read, has been further for a beat or more.
     """
     beat_s = client.config.attempt_timeout_s
-    loop = asyncio.get_running_loop()
     silent_beats = 0
     reached = due = 0  # the revisions at which etcd was a beat ago, and two beats ago
     reading: asyncio.Task[rpc.WatchResponse | None] | None = None
-    nudged: asyncio.Task[Literal[True]] | None = None
     asking: asyncio.Task[int] | None = None
     try:
         await stream.write(create)
-        beat_at_s = loop.time() + beat_s
         while silent_beats <= _SILENT_BEATS:
             reading = reading or asyncio.create_task(stream.read())
-            nudged = nudged or asyncio.create_task(nudge.wait())
-            left_s = max(beat_at_s - loop.time(), 0)
-            await asyncio.wait({reading, nudged}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reading}, timeout=beat_s)
             if not reading.done():
-                if nudged.done():
-                    nudge.clear()
-                    nudged = None
-                else:
-                    silent_beats += 1
-                    beat_at_s = loop.time() + beat_s
-                    if asking is None or asking.done():
-                        due, reached = reached, asking.result() if asking else 0
-                        asking = asyncio.create_task(_revision(client, prefix))
+                silent_beats += 1
+                if asking is None or asking.done():
+                    due, reached = reached, asking.result() if asking else 0
+                    asking = asyncio.create_task(_revision(client, prefix))
                 async with asyncio.timeout(beat_s):
                     await stream.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
                 continue
             answer, reading, silent_beats = reading.result(), None, 0
             if answer is None:
                 return
-            if answer.events:
-                beat_at_s = loop.time() + beat_s
             if answer.header.revision < due and not (answer.events or answer.canceled):
                 return  # the member is behind
             yield answer
@@ -231,7 +205,7 @@ async def _answers(
         return
     finally:
         stream.cancel()
-        for task in (reading, nudged, asking):
+        for task in (reading, asking):
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})

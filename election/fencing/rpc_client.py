@@ -35,7 +35,8 @@ def aio_client_fence(term: Claim) -> list[grpc.aio.ClientInterceptor]:
     return [_UnaryUnary(term), _UnaryStream(term), _StreamUnary(term), _StreamStream(term)]
 
 
-def _stamped(term: Claim, metadata: Metadata | None) -> list[tuple[str, Any]]:
+def stamped(term: Claim, metadata: Metadata | None) -> list[tuple[str, Any]]:
+    """The metadata of a call, with the claim; raises NotLeader when the term is known to be over."""
     term.check()
     kept = [(key, value) for key, value in metadata or () if key.lower() not in (TOKEN_KEY, ELECTION_KEY)]
     return [*kept, (TOKEN_KEY, str(term.token)), (ELECTION_KEY, term.election)]
@@ -79,7 +80,7 @@ class _Fence(
         return _Details(
             method=given.method,
             timeout=given.timeout,
-            metadata=_stamped(self._term, given.metadata),
+            metadata=stamped(self._term, given.metadata),
             credentials=given.credentials,
             wait_for_ready=getattr(given, "wait_for_ready", None),  # younger than many an interceptor
             compression=getattr(given, "compression", None),
@@ -103,7 +104,7 @@ class _AioFence:
         return grpc.aio.ClientCallDetails(
             method=given.method,
             timeout=given.timeout,
-            metadata=grpc.aio.Metadata(*_stamped(self._term, given.metadata)),
+            metadata=grpc.aio.Metadata(*stamped(self._term, given.metadata)),
             credentials=given.credentials,
             wait_for_ready=given.wait_for_ready,
         )

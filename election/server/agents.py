@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from election.agent_messages import (
     agent_event_message,
@@ -22,17 +22,28 @@ from election.messages import VIEW_METADATA, heartbeat_from, view_message
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
 from election.resources import agent_id
-from election.server.calls import Context
+from election.server.handlers import Context
+from election.server.operations import Operations
 from election.server.pages import Page, Place
 from election.server.served import ServedReader
+from election.server.sessions import Sessions
 from election.statuses import status_of
+
+T = TypeVar("T")
 
 
 class AgentsServicer(services.AgentsServicer):
-    """Answers from a Reader. Its methods raise ElectionError kinds; the server makes statuses of them."""
+    """Answers from a Reader. Its methods raise ElectionError kinds; the server makes statuses of them.
 
-    def __init__(self, reader: ServedReader) -> None:
+    Without `sessions` and `operations`, it does nothing but answer.
+    """
+
+    def __init__(
+        self, reader: ServedReader, sessions: Sessions | None = None, operations: Operations | None = None
+    ) -> None:
         self._reader = reader
+        self._sessions = sessions
+        self._operations = operations
         self._namespace = reader.namespace
 
     async def ListAgents(self, request: pb.ListAgentsRequest, context: Context) -> pb.ListAgentsResponse:
@@ -87,21 +98,30 @@ class AgentsServicer(services.AgentsServicer):
             view=view_message(answer.source, self._namespace), breaker=breaker_message(answer.value)
         )
 
-    def Session(self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context) -> AsyncGenerator[Any]:
+    def Session(
+        self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context
+    ) -> AsyncGenerator[pb.SessionResponse]:
         """Is an agent."""
-        raise NotImplementedError
+        return _there(self._sessions).serve(request_iterator)
 
     async def DrainAgent(self, request: pb.DrainAgentRequest, context: Context) -> pb.DrainAgentResponse:
         """Marks an agent, or removes the mark."""
-        raise NotImplementedError
+        return await _there(self._operations).drain(request)
 
     async def ReapAgent(self, request: pb.ReapAgentRequest, context: Context) -> pb.ReapAgentResponse:
         """Has a dead agent collected."""
-        raise NotImplementedError
+        return await _there(self._operations).reap(request, context.time_remaining())
 
     async def RestoreAgent(self, request: pb.RestoreAgentRequest, context: Context) -> pb.RestoreAgentResponse:
         """Puts back what was collected."""
+        return await _there(self._operations).restore(request)
+
+
+def _there(part: T | None) -> T:
+    """What a server does with etcd, and one that only reads does not have."""
+    if part is None:
         raise NotImplementedError
+    return part
 
 
 def _place(row: tuple[int, Tombstone]) -> Place:

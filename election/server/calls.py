@@ -8,99 +8,181 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
-from types import SimpleNamespace
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
-import grpc.aio
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from grpc import StatusCode
 
-from election.errors import ElectionError
+from election.errors import ElectionError, ShuttingDown
 from election.pb.election.v1 import error_reason_pb2 as reasons
+from election.server.access import audit
+from election.server.access.caller import Caller, current_caller
+from election.server.access.gate import Gate, Lasting
+from election.server.access.roles import METHODS, Access, Role
+from election.server.handlers import Context, Unreadable, generic_handler, readable
 from election.statuses import Status, status, status_of
 
 logger = logging.getLogger("election")
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Single = Callable[[Any, Context], Awaitable[Any]]
 Streaming = Callable[[Any, Context], AsyncGenerator[Any]]
 """Its first argument is a request, or an iterator of the caller's messages."""
 
 
-class Calls:
-    """Makes statuses of the errors of our services, and can end their streams from outside."""
+class _Stream:
+    """A stream that runs: it can be ended from outside, with a status."""
 
-    def __init__(self) -> None:
-        self._streams: set[asyncio.Timeout] = set()
-        self._why = Status(StatusCode.OK, "")
-        self._closed = False
+    def __init__(self, lasting: Lasting) -> None:
+        self.lasting = lasting
+        self.limit = asyncio.timeout(None)
+        self.why = Status(StatusCode.OK, "")
+
+    def end(self, why: Status) -> None:
+        self.why = why
+        self.limit.reschedule(asyncio.get_running_loop().time())
+
+
+class Calls:
+    """Lets in who may call, makes statuses of the errors of our services, and can end their streams from outside."""
+
+    def __init__(self, gate: Gate, *, deadline_s: float) -> None:
+        self._gate = gate
+        self._deadline_s = deadline_s
+        self._checked = gate.version()
+        self._streams: set[_Stream] = set()
+        self._closed: Status | None = None
 
     def end_streams(self, why: Status) -> None:
         """Ends all streams that are open now with a status, so that their callers go elsewhere."""
-        self._why = why
         while self._streams:
-            self._streams.pop().reschedule(asyncio.get_running_loop().time())
+            self._streams.pop().end(why)
+
+    def end_forbidden_streams(self) -> None:
+        """Ends the streams whose callers may not have them any more, if anything has changed since the last time."""
+        if (version := self._gate.version()) == self._checked:
+            return
+        self._checked = version
+        for stream in tuple(self._streams):
+            if error := stream.lasting.lost():
+                self._streams.discard(stream)
+                stream.end(status_of(error))
 
     def close(self) -> None:
         """Ends all streams, and refuses new ones: the server is about to end."""
-        self._closed = True
-        text = "the server is shutting down"
-        self.end_streams(status(StatusCode.UNAVAILABLE, reasons.ERROR_REASON_SHUTTING_DOWN, text, retry_s=0.1))
+        self._closed = status_of(ShuttingDown("the server is shutting down"))
+        self.end_streams(self._closed)
 
-    def guarded(self, servicer: object, service: ServiceDescriptor) -> Any:
-        """The servicer to register: each method of the service, wrapped."""
-        return SimpleNamespace(**{each.name: self._wrapped(servicer, each) for each in service.methods})
+    def handler(self, servicer: object, service: ServiceDescriptor) -> grpc.GenericRpcHandler:
+        """What to register: each method of the service, wrapped."""
+        return generic_handler(service, {each.name: self._wrapped(servicer, each) for each in service.methods})
 
     def _wrapped(self, servicer: object, method: MethodDescriptor) -> Callable[[Any, Context], Awaitable[Any]]:
         handle = getattr(servicer, method.name)
         path = f"/{method.containing_service.full_name}/{method.name}"
-        return self._streaming(path, handle) if method.server_streaming else _single(path, handle)
+        access = METHODS[path]
+        if method.client_streaming:
+            return self._streaming(path, access, lambda requests, context: handle(readable(requests), context))
+        if method.server_streaming:
+            return self._streaming(path, access, handle)
+        single = self._single(path, access, handle)
+        return _audited(path, access, single) if access.role is Role.ADMIN else single
 
-    def _streaming(self, method: str, handle: Streaming) -> Callable[[Any, Context], Awaitable[None]]:
+    def _admit(self, access: Access, request: Any, caller: Caller) -> None:
+        """Raises what says why a caller may not call a method with a request; who may is the `current_caller`."""
+        if isinstance(request, Unreadable):
+            raise request
+        current_caller.set(caller)
+        if caller.grants is not None:
+            caller.require(access.role, election=access.election(request))
+
+    def _single(self, method: str, access: Access, handle: Single) -> Single:
+        async def single(request: Any, context: Context) -> Any:
+            try:
+                self._admit(access, request, self._gate.caller(context))
+                if context.time_remaining() is not None:  # then gRPC ends the call
+                    return await handle(request, context)
+                return await self._bounded(handle(request, context), context)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001 (each is told, or logged)
+                await _fail(method, context, error)
+
+        return single
+
+    async def _bounded(self, answer: Awaitable[Any], context: Context) -> Any:
+        limit = asyncio.timeout(self._deadline_s)
+        try:
+            async with limit:
+                return await answer
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            text = f"it took longer than {self._deadline_s:g} s, which a call without a deadline may take"
+            await context.abort(*status(StatusCode.DEADLINE_EXCEEDED, reasons.ERROR_REASON_DEADLINE, text))
+
+    def _streaming(self, method: str, access: Access, handle: Streaming) -> Callable[[Any, Context], Awaitable[None]]:
         async def streaming(request: Any, context: Context) -> None:
-            limit = asyncio.timeout(None)
-            async with _statuses(method, context):
-                if self._closed:
-                    await context.abort(*self._why)
-                try:
-                    async with limit, aclosing(handle(request, context)) as messages:
-                        self._streams.add(limit)
-                        async for message in messages:
-                            await context.write(message)
-                except TimeoutError:
-                    if not limit.expired():
-                        raise
-                    await context.abort(*self._why)
-                finally:
-                    self._streams.discard(limit)
+            try:
+                if self._closed is not None:
+                    await context.abort(*self._closed)
+                stream = _Stream(self._gate.lasting(self._gate.caller(context)))
+                self._admit(access, request, stream.lasting.caller)
+                with self._gate.limits.stream(stream.lasting.caller):
+                    await self._stream(stream, handle(request, context), context)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001 (each is told, or logged)
+                await _fail(method, context, error)
 
         return streaming
 
+    async def _stream(self, stream: _Stream, messages: AsyncGenerator[Any], context: Context) -> None:
+        self._streams.add(stream)
+        try:
+            async with stream.limit, aclosing(messages):
+                async for message in messages:
+                    await context.write(message)
+        except TimeoutError:
+            if not stream.limit.expired():
+                raise
+            await context.abort(*stream.why)
+        finally:
+            self._streams.discard(stream)
 
-def _single(method: str, handle: Single) -> Callable[[Any, Context], Awaitable[Any]]:
-    async def single(request: Any, context: Context) -> Any:
-        async with _statuses(method, context):
-            return await handle(request, context)
 
-    return single
+def _audited(method: str, access: Access, single: Single) -> Single:
+    async def audited(request: Any, context: Context) -> Any:
+        code = StatusCode.CANCELLED
+        try:
+            answer = await single(request, context)
+            code = StatusCode.OK
+            return answer
+        except grpc.aio.AbortError:
+            code = context.code()
+            raise
+        finally:
+            audit.record(
+                who=current_caller.get().identities,
+                did=method,
+                on="" if isinstance(request, Unreadable) else access.resource(request),
+                peer=context.peer(),
+                code=code.name,
+            )
+
+    return audited
 
 
-@asynccontextmanager
-async def _statuses(method: str, context: Context) -> AsyncIterator[None]:
-    try:
-        yield
-    except ElectionError as error:
+async def _fail(method: str, context: Context, error: Exception) -> None:
+    """Ends a call with the status that stands for an error."""
+    if isinstance(error, ElectionError):
         await context.abort(*status_of(error))
-    except grpc.aio.AbortError:
-        raise
-    except NotImplementedError:
-        await context.abort(StatusCode.UNIMPLEMENTED, f"{method} is not implemented")
-    except Exception:
-        if context.done():  # the caller is gone, and with it whoever could be told
-            return
-        logger.exception("%s failed", method)
-        text = "the server failed to answer; its log says why"
-        await context.abort(*status(StatusCode.INTERNAL, reasons.ERROR_REASON_INTERNAL, text))
+    if isinstance(error, NotImplementedError):
+        await context.abort(StatusCode.UNIMPLEMENTED, f"this server does not offer {method}")
+    if context.done():  # the caller is gone, and with it whoever could be told
+        return
+    logger.error("%s failed", method, exc_info=error)
+    text = "the server failed to answer; its log says why"
+    await context.abort(*status(StatusCode.INTERNAL, reasons.ERROR_REASON_INTERNAL, text))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
 
 from election.messages import (
     LeaderMessages,
@@ -17,7 +16,10 @@ from election.messages import (
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
 from election.resources import election_id
-from election.server.calls import Context
+from election.server.access.caller import current_caller
+from election.server.access.roles import Role
+from election.server.campaigns import Campaigns
+from election.server.handlers import Context
 from election.server.pages import Page
 from election.server.served import ServedReader
 from election.token import Token
@@ -26,8 +28,9 @@ from election.token import Token
 class ElectionsServicer(services.ElectionsServicer):
     """Answers from a Reader. Its methods raise ElectionError kinds; the server makes statuses of them."""
 
-    def __init__(self, reader: ServedReader) -> None:
+    def __init__(self, reader: ServedReader, campaigns: Campaigns | None = None) -> None:
         self._reader = reader
+        self._campaigns = campaigns
         self._namespace = reader.namespace
         self._messages = LeaderMessages(reader.namespace)
 
@@ -50,10 +53,12 @@ class ElectionsServicer(services.ElectionsServicer):
                 yield self._messages.event(event)
 
     async def ListElections(self, request: pb.ListElectionsRequest, context: Context) -> pb.ListElectionsResponse:
-        """Lists the elections."""
+        """Lists the elections that the caller may read."""
         page = Page[pb.Election](request, "elections", str)
         answer = await self._reader.elections(linearizable=request.linearizable)
-        page.fill(answer.value, lambda election: (election.name,), election_message)
+        caller = current_caller.get()
+        readable = [each for each in answer.value if caller.may(Role.READER, election=each.name)]
+        page.fill(readable, lambda election: (election.name,), election_message)
         return pb.ListElectionsResponse(
             view=view_message(answer.source, self._namespace), elections=page.items, next_page_token=page.next_token
         )
@@ -76,6 +81,10 @@ class ElectionsServicer(services.ElectionsServicer):
             leader=self._messages.leader(answer.value.leader),
         )
 
-    def Campaign(self, request_iterator: AsyncIterator[pb.CampaignRequest], context: Context) -> AsyncGenerator[Any]:
+    def Campaign(
+        self, requests: AsyncIterator[pb.CampaignRequest], context: Context
+    ) -> AsyncGenerator[pb.CampaignResponse]:
         """Stands on the caller's behalf."""
-        raise NotImplementedError
+        if self._campaigns is None:
+            raise NotImplementedError
+        return self._campaigns.serve(requests)

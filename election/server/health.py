@@ -11,10 +11,11 @@ import grpc.aio
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
 from election.published import Published
+from election.server.handlers import Context, Unreadable
 from election.server.names import SERVICES
+from election.statuses import status_of
 
 _Status = health_pb2.HealthCheckResponse
-_Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Health:
@@ -37,15 +38,19 @@ class Health:
         """Says that the server is about to end."""
         self._serving.set(None)
 
-    async def Check(self, request: Any, context: _Context) -> Any:  # noqa: N802 (the name in the proto)
+    async def Check(self, request: Any, context: Context) -> Any:  # noqa: N802 (the name in the proto)
         """The health of one service, now."""
+        if isinstance(request, Unreadable):
+            await context.abort(*status_of(request))
         status = self._status(self._serving.value, request.service)
         if status == _Status.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, "the service is not known")
         return _Status(status=status)
 
-    async def Watch(self, request: Any, context: _Context) -> AsyncGenerator[Any]:  # noqa: N802
+    async def Watch(self, request: Any, context: Context) -> AsyncGenerator[Any]:  # noqa: N802
         """The health of one service, and every change of it."""
+        if isinstance(request, Unreadable):
+            await context.abort(*status_of(request))
         told = None
         async with aclosing(self._serving.values()) as values:
             async for serving in values:

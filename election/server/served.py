@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from election.agent_records import Tombstone
+from election.agent_records import Agent, Tombstone
 from election.keys import TombstoneKey
 from election.reader import Answer, Reader, Source
 
@@ -20,6 +20,10 @@ class ServedReader(Reader, Protocol):
 
     def source(self) -> Source:
         """How fresh it is; raises ViewStale when that is too old to answer from."""
+        ...
+
+    def known_agent(self, id: str) -> tuple[Agent | None, int]:
+        """An agent as memory has it, however old, and the revision up to which memory is complete."""
         ...
 
     def tombstone_pages(

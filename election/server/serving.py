@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection, reflection_pb2  # type: ignore[import-untyped]
 
+from election.clock import BootClock
 from election.config import is_loopback
 from election.errors import ConfigError, ElectionError
+from election.etcd.renewer import Renewer
 from election.pb.election.v1 import election_pb2 as pb
-from election.pb.election.v1 import election_pb2_grpc as services
+from election.server.access.gate import AccessConfig, Gate
 from election.server.agents import AgentsServicer
 from election.server.calls import Calls
+from election.server.campaigns import Campaigns
 from election.server.elections import ElectionsServicer
+from election.server.handlers import generic_handler
 from election.server.health import Health
 from election.server.names import SERVICES
+from election.server.operations import Operations
 from election.server.served import ServedReader
+from election.server.sessions import Sessions
+from election.server.tls import ServerTls, server_credentials
 from election.statuses import status_of
+from election.store import Store
 
 GRACE_S = 5.0
 """How long calls may go on after the server was told to end; streams are ended at once."""
 
 _CHECK_S = 1.0
-_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+_REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
 # Load balancers drop connections that are silent for a minute and more, and do not say so: pings keep a watch on
 # which nothing happens open, and find out when its other end is gone. Clients may ping as often as etcd lets them.
@@ -42,7 +51,6 @@ _OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.max_connection_age_ms", 30 * 60_000),
-    ("grpc.max_receive_message_length", 64 * 1024),
 )
 
 
@@ -50,11 +58,15 @@ class GrpcServer:
     """Serves a Reader inside its `async with` block, on one port, with health and reflection.
 
     Port 0 takes any free port. Without `cert` and `key` it serves plain text, on a loopback address only unless
-    `insecure` is said. The files are read once, at the beginning.
+    `insecure` is said. With `client_ca` every client needs a certificate of that authority. `access` says who may do
+    what: see `Gate`; health is open to all. All files are read again when they change, and no connection ends for it.
+    With a `store`, which has to outlive it, callers can stand, be agents and change something through it; without one
+    it only answers.
 
     The health of "" is SERVING while the server lives; that of the services turns NOT_SERVING while the reader is
     stale, within a second, and their streams end with UNAVAILABLE. Leaving the block turns all health NOT_SERVING,
-    ends the streams with UNAVAILABLE, and lets other calls go on for at most GRACE_S seconds.
+    asks callers that campaign to stop and waits until they cannot believe any more that they lead, ends the streams
+    with UNAVAILABLE, and lets other calls go on for at most GRACE_S seconds.
 
     Raises:
         ConfigError: from the constructor for an address or files that cannot be used, on entering for a port that
@@ -69,20 +81,35 @@ class GrpcServer:
         cert: Path | None = None,
         key: Path | None = None,
         insecure: bool = False,
+        *,
+        store: Store | None = None,
+        client_ca: Path | None = None,
+        access: AccessConfig | None = None,
     ) -> None:
         if not 0 <= port < 65536:
             raise ConfigError(f"{port} is not a port: use 1 to 65535, or 0 for any free one")
-        self._credentials = _credentials(cert, key)
-        if self._credentials is None and not insecure and not is_loopback(host):
+        tls, clock = ServerTls.of(cert, key, client_ca), BootClock()
+        self._credentials = None if tls is None else server_credentials(tls, clock)
+        if tls is None and not insecure and not is_loopback(host):
             raise ConfigError(
                 f"{host} is not a loopback address, where plain text would be safe: "
                 "give --server-cert and --server-key, or say --insecure"
             )
         self._reader = reader
+        self._store = store
+        self._stack = AsyncExitStack()
+        self._campaigns = Campaigns(store, reader) if store else None
         self._host = f"[{host}]" if ":" in host else host
         self._port = port
         self._health = Health()
-        self._calls = Calls()
+        access = access or AccessConfig()
+        gate = Gate(
+            access, reader.namespace, tls=tls is not None, client_certificates=client_ca is not None, clock=clock
+        )
+        self.without_policy = gate.without_policy
+        """What callers may do where no policy says it, for people; empty where one does."""
+        self._calls = Calls(gate, deadline_s=access.limits.deadline_s)
+        self._options = (*_OPTIONS, ("grpc.max_receive_message_length", access.limits.message_bytes))
         self._server: grpc.aio.Server | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -97,13 +124,18 @@ class GrpcServer:
         return f"{self._host}:{self._port}"
 
     async def __aenter__(self) -> Self:
-        server = grpc.aio.server(options=_OPTIONS)
-        elections, agents = ElectionsServicer(self._reader), AgentsServicer(self._reader)
+        server = grpc.aio.server(options=self._options)
+        elections, agents = ElectionsServicer(self._reader, self._campaigns), await self._agents()
         described = pb.DESCRIPTOR.services_by_name
-        services.add_ElectionsServicer_to_server(self._calls.guarded(elections, described["Elections"]), server)
-        services.add_AgentsServicer_to_server(self._calls.guarded(agents, described["Agents"]), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*SERVICES, _HEALTH, reflection.SERVICE_NAME), server)
+        reflecting = reflection.aio.ReflectionServicer((*SERVICES, _HEALTH.full_name, reflection.SERVICE_NAME))
+        server.add_generic_rpc_handlers(
+            (
+                self._calls.handler(elections, described["Elections"]),
+                self._calls.handler(agents, described["Agents"]),
+                self._calls.handler(reflecting, _REFLECTION),
+                generic_handler(_HEALTH, {"Check": self._health.Check, "Watch": self._health.Watch}),
+            )
+        )
         try:
             self._port = self._bind(server)
             await server.start()
@@ -121,9 +153,19 @@ class GrpcServer:
             self._watching.cancel()
             await asyncio.wait({self._watching})
         self._health.close()
+        if self._campaigns is not None:
+            await self._campaigns.close()
         self._calls.close()
         if self._server is not None:
             await self._server.stop(GRACE_S)
+        await self._stack.aclose()
+
+    async def _agents(self) -> AgentsServicer:
+        if (store := self._store) is None:
+            return AgentsServicer(self._reader)
+        renewer = await self._stack.enter_async_context(Renewer(store.client))
+        sessions = Sessions(store.client, renewer, store.keyspace, self._reader)
+        return AgentsServicer(self._reader, sessions, Operations(store.client, store.keyspace, self._reader))
 
     def _bind(self, server: grpc.aio.Server) -> int:
         _check_free(self._host.strip("[]"), self._port)
@@ -143,6 +185,7 @@ class GrpcServer:
                 self._calls.end_streams(status_of(error))
             else:
                 self._health.set_fresh(True)
+            self._calls.end_forbidden_streams()
             await asyncio.sleep(_CHECK_S)
 
 
@@ -155,20 +198,3 @@ def _check_free(host: str, port: int) -> None:
                 probe.bind(address)
     except OSError as error:
         raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from None
-
-
-def _credentials(cert: Path | None, key: Path | None) -> grpc.ServerCredentials | None:
-    if cert is None and key is None:
-        return None
-    if cert is None or key is None:
-        raise ConfigError("a server certificate needs its key, and a key its certificate: give both or none")
-    try:
-        # gRPC takes anything and fails at the handshake. The password is for a key that needs one: without it,
-        # the terminal would be asked.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
-        return grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
-    except ssl.SSLError as error:
-        raise ConfigError(f"{cert} and {key} are not a certificate and its key: {error.reason or error}") from None
-    except OSError as error:
-        named = error.filename or f"{cert} or {key}"
-        raise ConfigError(f"cannot read {named}: {error.strerror}") from None

@@ -233,7 +233,7 @@ def test_closing_a_store_lets_go_of_threads_that_still_use_it(
         closed.set()
         thread.join(10)
         assert not thread.is_alive()
-    assert [str(error) for error in errors] == ["this store was closed while it was used: end its candidates before"]
+    assert [str(error) for error in errors] == ["this was closed while it was used: end what uses it before"]
 
 
 PROGRAM = """

@@ -538,7 +538,7 @@ async def test_a_certificate_that_cannot_work_is_refused(tmp_path: Path) -> None
     garbage = tmp_path / "garbage.pem"
     garbage.write_text("no certificate")
     for files in ((cert, other_key), (garbage, garbage)):
-        with pytest.raises(ConfigError, match="are not a certificate and its key"):
+        with pytest.raises(ConfigError, match="cannot be used"):
             GrpcServer(ScriptedReader(), cert=files[0], key=files[1])
     with pytest.raises(ConfigError, match="cannot read"):
         async with dial("127.0.0.1:1", tls=TlsConfig(cacert=tmp_path / "nowhere.pem")):
@@ -622,6 +622,9 @@ class ScriptedReader:
 
     def source(self) -> Source:
         return Source(1, 2, 0.0)
+
+    def known_agent(self, id: str) -> tuple[Agent | None, int]:
+        return None, 2
 
     async def leader(self, election: str, *, linearizable: bool = False) -> Answer[Leader | None]:
         self.asked.set()

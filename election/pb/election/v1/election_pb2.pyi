@@ -655,7 +655,7 @@ class CampaignRequest(google.protobuf.message.Message):
 
     @typing.final
     class Resign(google.protobuf.message.Message):
-        """No work runs, and the caller stands no more. To half-close the stream says the same."""
+        """No work runs, and the caller stands no more."""
 
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -119,8 +119,9 @@ class ElectionsServicer(object):
         that time the caller must not act, whether it hears from the server or not. Until then nobody else can lead.
 
         With STOPPING the caller has to end its work and to say `stopped`; its successor begins only after that, or after
-        the time is over. `resign`, or to half-close the stream, says that no work runs, and ends all. When the stream
-        breaks, or the caller falls silent, the term ends when the time is over.
+        the time is over. `resign` says that no work runs, and ends all. When the stream ends without it, the caller
+        stands no more, and its term ends when the time is over: a caller that has ended its stream cannot be told from
+        one whose connection broke, and that goes on working. ABORTED (CALLER_SILENT) after a TTL without any message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

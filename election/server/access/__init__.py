@@ -1,0 +1,1 @@
+"""Who may call what: callers' identities, the policy that gives them roles, their limits, and what they have done."""

@@ -1,0 +1,169 @@
+"""Who calls: the one place where what a connection and its metadata say becomes a `Caller`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from election.clock import BootClock, Clock
+from election.errors import BadToken, ConfigError, ElectionError, Unauthenticated
+from election.reloaded import Reloaded
+from election.server.access.bearer import Bearers, JwtConfig
+from election.server.access.caller import ANONYMOUS, Caller
+from election.server.access.identity import authorization_of, bearer_token, certificate_identities
+from election.server.access.limits import Limits, LimitsConfig
+from election.server.access.policy import PUBLIC, READ_ONLY, Granted, Policy
+from election.server.access.policy_file import read_policy
+from election.server.access.roles import Role
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_CERTIFICATE = "x509_pem_cert"
+_REMEMBERED = 10_000
+"""Of so many callers, each a certificate with a token, it is remembered what they may do."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccessConfig:
+    """How callers can show who they are besides a client certificate, what they may do, and how much."""
+
+    policy: Path | None = None
+    token_file: Path | None = None
+    jwt: JwtConfig | None = None
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    granted: Granted
+    until_s: float | None  # by the time of day, since that is what tokens name
+
+
+class Gate:
+    """Tells who calls and what they may do, and counts what they ask. All files are read again when they change.
+
+    Without a policy file, callers that show who they are may read. Where there is no way to show it, everybody may
+    read over TLS, and do everything over plain text: then the gate `is_open`.
+
+    Raises:
+        ConfigError: for files that cannot be used at the beginning, and for a policy without a way to know callers.
+    """
+
+    def __init__(
+        self, config: AccessConfig, namespace: str, *, tls: bool, client_certificates: bool, clock: Clock | None = None
+    ) -> None:
+        self._clock = clock or BootClock()
+        self._namespace = namespace
+        self._certificates = client_certificates
+        self._bearers = Bearers(config.token_file, config.jwt, self._clock)
+        can_tell = client_certificates or bool(self._bearers)
+        if config.policy is not None and not can_tell:
+            raise ConfigError(
+                "a policy is given, and no way to tell callers apart: give an authority for client certificates, "
+                "a token file or a JWKS file"
+            )
+        self._policy: Reloaded[Policy] | Policy = READ_ONLY if can_tell else PUBLIC
+        if (file := config.policy) is not None:
+            self._policy = Reloaded("policy files", [file], lambda: read_policy(file), self._clock)
+        self.is_open = not tls and not can_tell
+        self.without_policy = ""
+        if config.policy is None:
+            who = "who shows an identity" if can_tell else "everybody who can connect"
+            self.without_policy = f"{who} may {'do everything' if self.is_open else 'read, and nobody may do more'}"
+        self.limits = Limits(config.limits, self._clock)
+        self._known: dict[tuple[bytes, str | None], _Known] = {}
+        self._version: tuple[object, ...] = ()
+
+    def caller(self, context: Context) -> Caller:
+        """Who makes a call.
+
+        Raises:
+            Unauthenticated: for a caller that shows something which cannot be taken; who shows nothing is anonymous.
+            TooManyRequests: when it has made too many; this one is counted.
+        """
+        if self.is_open:
+            caller = Caller(peer=context.peer())
+        else:
+            granted = self._granted(context)
+            caller = Caller(granted.identities, context.peer(), granted)
+        self.limits.request(caller)
+        return caller
+
+    def lasting(self, caller: Caller) -> Lasting:
+        """What tells later on whether a caller may still have a stream."""
+        return Lasting(caller, self._granted_again)
+
+    def version(self) -> tuple[object, ...]:
+        """The same for as long as all files say the same."""
+        return self._policy_now(), *self._bearers.files()
+
+    def _policy_now(self) -> Policy:
+        return self._policy if isinstance(self._policy, Policy) else self._policy.now()
+
+    def _granted(self, context: Context) -> Granted:
+        authorization = authorization_of(context.invocation_metadata())
+        auth_context = context.auth_context() if self._certificates else {}
+        certificate = next(iter(auth_context.get(_CERTIFICATE, ())), b"")
+        if (version := self.version()) != self._version:
+            self._version = version
+            self._known.clear()
+        known = self._known.get((certificate, authorization))
+        if known is not None and (known.until_s is None or self._clock.wall().timestamp() < known.until_s):
+            return known.granted
+        identities, until = certificate_identities(auth_context), None
+        if authorization is not None:
+            shown = self._bearers.shown(bearer_token(authorization))
+            identities, until = (*identities, shown.identity), shown.until
+        known = _Known(self._granted_to(identities or (ANONYMOUS,)), until.timestamp() if until else None)
+        if len(self._known) >= _REMEMBERED:
+            del self._known[next(iter(self._known))]
+        self._known[certificate, authorization] = known
+        return known.granted
+
+    def _granted_to(self, identities: tuple[str, ...]) -> Granted:
+        return self._policy_now().granted(identities, self._namespace)
+
+    def _granted_again(self, identities: tuple[str, ...]) -> Granted:
+        for identity in identities:
+            if self._bearers.is_withdrawn(identity):
+                raise BadToken(f"there is no token of {identity!r} any more: get a new one")
+        return self._granted_to(identities)
+
+
+class Lasting:
+    """What a stream was allowed, and whether it still is.
+
+    The identities are those that the caller has shown at the beginning: a certificate or a token that expires ends no
+    stream. One that the policy gives no role any more does, and so does a token whose name is gone from its file.
+    """
+
+    def __init__(self, caller: Caller, again: Callable[[tuple[str, ...]], Granted]) -> None:
+        self._grants = caller.grants
+        self._again = again
+        self._needed: set[tuple[Role, str | None, str | None]] = set()
+        self.caller = caller if caller.grants is None else Caller(caller.identities, caller.peer, self)
+        """For the handler: what it requires of this one has to hold for as long as the stream does."""
+
+    def why_not(self, role: Role, *, election: str | None = None, agent: str | None = None) -> ElectionError | None:
+        """As `Granted` tells it; what is allowed is remembered."""
+        if self._grants is None:
+            return None
+        error = self._grants.why_not(role, election=election, agent=agent)
+        if error is None:
+            self._needed.add((role, election, agent))
+        return error
+
+    def lost(self) -> ElectionError | None:
+        """Why the stream must end, by the files as they are now; None when it may go on."""
+        if self._grants is None:
+            return None
+        try:
+            self._grants = self._again(self.caller.identities)
+        except Unauthenticated as error:
+            return error
+        errors = (self._grants.why_not(role, election=election, agent=agent) for role, election, agent in self._needed)
+        return next((error for error in errors if error is not None), None)

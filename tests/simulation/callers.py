@@ -1,0 +1,189 @@
+"""Callers of `Elections.Campaign` in virtual time: the real client and the real server, and a link in between."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+
+from election.clock import Clock
+from election.errors import ElectionError
+from election.keys import Keyspace
+from election.pb.election.v1 import election_pb2 as pb
+from election.reader import Source
+from election.remote import Servers, ServerUnavailable
+from election.server.campaigns import Campaigns
+from election.statuses import Status, status_of
+from election.store import Store
+from tests.simulation.world import Machine
+
+
+def aio_error(status: Status) -> grpc.aio.AioRpcError:
+    """What a caller gets for a status."""
+    metadata = grpc.aio.Metadata(*status.metadata)
+    return grpc.aio.AioRpcError(status.code, grpc.aio.Metadata(), metadata, status.text)
+
+
+BROKEN = Status(grpc.StatusCode.UNAVAILABLE, "the connection is gone")
+
+
+@dataclass
+class Replica:
+    """A server of the API on a machine of its own."""
+
+    machine: Machine
+    campaigns: Campaigns
+
+    @classmethod
+    def on(cls, machine: Machine, keyspace: Keyspace, rng: random.Random) -> Replica:
+        """One that uses the machine's client of etcd."""
+        store = Store(machine.client.config, keyspace.namespace, clock=machine.clock, rng=rng)
+        store._client = machine.client
+        store._watchdog = cast("Any", None)  # its thread has no virtual time
+        reader = SimpleNamespace(namespace=keyspace.namespace, source=lambda: Source(1, 1, 0.0))
+        return cls(machine, Campaigns(store, cast("Any", reader)))
+
+
+@dataclass
+class Link:
+    """Carries messages in order, each with a delay of its own, and can hold them up."""
+
+    rng: random.Random
+    longest_s: float = 0.05
+    held_until_s: float = 0.0
+    last_s: float = 0.0
+
+    async def carry(self) -> None:
+        """Takes as long as a message takes; those of one direction are carried one after the other."""
+        now_s = asyncio.get_running_loop().time()
+        self.last_s = max(now_s + self.rng.uniform(0, self.longest_s), self.held_until_s, self.last_s)
+        await asyncio.sleep(self.last_s - now_s)
+
+
+class Call:
+    """A call to a replica, as the caller has it. Messages that are under way when it breaks are lost."""
+
+    def __init__(self, replica: Replica, rng: random.Random, latency_s: float) -> None:
+        self.up, self.down = Link(rng, latency_s), Link(rng, latency_s)
+        self._requests: asyncio.Queue[pb.CampaignRequest | None] = asyncio.Queue()
+        self._answers: asyncio.Queue[pb.CampaignResponse | Status | None] = asyncio.Queue()
+        self._broken = False
+        self._serving = asyncio.create_task(self._serve(replica))
+        self._carrying: set[asyncio.Task[None]] = set()
+
+    def add_done_callback(self, _: object) -> None:
+        """Nobody counts these calls."""
+
+    async def write(self, message: pb.CampaignRequest) -> None:
+        """Sends a message to the replica."""
+        if self._broken:
+            raise aio_error(BROKEN)
+        copy = pb.CampaignRequest.FromString(message.SerializeToString())
+        self._soon(self.up, self._requests, copy)
+
+    async def read(self) -> Any:
+        """The next answer."""
+        answer = await self._answers.get()
+        if isinstance(answer, Status):
+            raise aio_error(answer)
+        return grpc.aio.EOF if answer is None else answer
+
+    def cancel(self) -> None:
+        """The caller wants no more."""
+        self.snap()
+
+    def snap(self, *, server_notices: bool = True) -> None:
+        """The connection breaks; the replica may not notice."""
+        if self._broken:
+            return
+        self._broken = True
+        self._answers.put_nowait(BROKEN)
+        if server_notices:
+            self._serving.cancel()
+
+    def _soon(self, link: Link, queue: asyncio.Queue[Any], message: object) -> None:
+        async def carry() -> None:
+            await link.carry()
+            if not self._broken:
+                queue.put_nowait(message)
+
+        task = asyncio.create_task(carry())
+        self._carrying.add(task)
+        task.add_done_callback(self._carrying.discard)
+
+    async def _serve(self, replica: Replica) -> None:
+        async def requests() -> AsyncIterator[pb.CampaignRequest]:
+            while (request := await self._requests.get()) is not None:
+                yield request
+
+        try:
+            answers = replica.campaigns.serve(requests())
+            try:
+                async for answer in answers:
+                    copy = pb.CampaignResponse.FromString(answer.SerializeToString())
+                    self._soon(self.down, self._answers, copy)
+                self._soon(self.down, self._answers, None)
+            finally:
+                await answers.aclose()
+        except ElectionError as error:
+            self._soon(self.down, self._answers, status_of(error))
+
+
+@dataclass
+class FakeServers:
+    """Several replicas, to one of which a caller speaks at a time."""
+
+    replicas: list[Replica]
+    rng: random.Random
+    clock: Clock
+    latency_s: float = 0.05
+    call_timeout_s: float = 5.0
+    attempt_timeout_s: float = 2.0
+    calls: list[Call] = field(default_factory=list)
+    current: int = 0
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """One for each replica."""
+        return tuple(f"r{number}:1" for number in range(len(self.replicas)))
+
+    def present(self) -> tuple[int, Any]:
+        """The replica that is spoken to at present."""
+
+        def campaign(metadata: None) -> Call:
+            self.calls.append(Call(self.replicas[self.current], self.rng, self.latency_s))
+            return self.calls[-1]
+
+        server = SimpleNamespace(
+            elections=SimpleNamespace(Campaign=campaign), line=SimpleNamespace(carry=lambda call: None)
+        )
+        return self.current, server
+
+    def metadata(self) -> None:
+        """The caller says nothing of itself."""
+
+    def failed(self, number: int, why: str) -> ServerUnavailable:
+        """Goes on to the next one."""
+        if number == self.current:
+            self.current = (number + 1) % len(self.replicas)
+        return ServerUnavailable(f"replica {number}: {why}")
+
+    def cast(self) -> Servers:
+        """As the candidate takes it."""
+        return cast("Servers", self)
+
+    async def end(self) -> None:
+        """Ends what still runs."""
+        for call in self.calls:
+            call.snap()
+            with suppress(asyncio.CancelledError):
+                await call._serving
+        for replica in self.replicas:
+            await replica.campaigns.close()
