@@ -121,10 +121,11 @@ class Mirror:
                 if not missed and heartbeat_s is not None:
                     yield self._heartbeat(after)
                 while True:
-                    is_told = await reading.wait(heartbeat_s)
-                    change = reading.next() if is_told else None
-                    after = None if change else after
-                    yield change or self._heartbeat(after)
+                    if not await reading.wait(heartbeat_s):
+                        yield self._heartbeat(after)
+                    elif (change := reading.next()) is not None and not _is_seen(change, after):
+                        after = None
+                        yield change
         finally:
             if not published.has_readers:
                 self._leaders.pop(election, None)
@@ -247,6 +248,11 @@ class Mirror:
 
     def _source_now(self) -> Source:
         return Source(self.cluster_id, self.revision, 0.0)
+
+
+def _is_seen(change: LeaderEvent, after: int | None) -> bool:
+    """Whether a change is not after a revision that was reached: signs of life can run ahead of it (etcd #15220)."""
+    return after is not None and change.kind is not LeaderEventKind.RESET and change.source.revision <= after
 
 
 def _same_terms(before: Model, after: Model) -> frozenset[str]:

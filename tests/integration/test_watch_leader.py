@@ -160,9 +160,12 @@ async def test_a_reader_that_stalls_is_cut_off_and_holds_nothing(store: Store, r
 
 async def test_a_silent_stream_gives_signs_of_life(store: Store, reign: Reign) -> None:
     """As often as it is asked to, within bounds; each says how fresh the view is, and where to go on."""
-    async with serving(store) as (server, _), grpc.aio.insecure_channel(server.address) as channel:
+    async with serving(store) as (server, view), grpc.aio.insecure_channel(server.address) as channel:
         elections, agents = services.ElectionsStub(channel), services.AgentsStub(channel)
         seen = await reign.begin()
+        async with asyncio.timeout(WAIT_S):
+            while (await view.leader(ELECTION)).value is None:
+                await asyncio.sleep(0.02)
         beat = Duration(seconds=1)
         call: Any = elections.WatchLeader(pb.WatchLeaderRequest(election=ELECTION, after_revision=seen, heartbeat=beat))
         began_s = asyncio.get_running_loop().time()

@@ -16,6 +16,7 @@ from election.errors import ConfigError, EtcdError, EtcdUnavailable, RolledBack,
 from election.etcd import methods
 from election.etcd.client import EtcdClient
 from election.etcd.methods import Method
+from election.etcd.watch import Heard
 from election.keys import Keyspace
 from election.published import TooSlow
 from election.reader import LeaderEvent, LeaderEventKind
@@ -174,6 +175,26 @@ async def test_a_view_that_has_not_come_so_far_is_waited_for_and_etcd_is_believe
         for garbage in (-1, 1 << 63, True):
             with pytest.raises(ConfigError, match="not a revision"):
                 await anext(view.watch_leader(ELECTION, after=garbage))
+
+
+@virtual
+async def test_what_was_seen_is_not_told_again_where_a_sign_of_life_ran_ahead() -> None:
+    """As in etcd before 3.4.25 and 3.5.8: the watch says that it is further than its events are."""
+    async with viewing(world()) as (machine, view, reign):
+        await asyncio.sleep(0.2)
+
+        async def slow(_: int, method: Method[Any, Any], answer: Message) -> None:
+            if method.path == methods.WATCH.path:
+                await asyncio.sleep(0.3)
+
+        machine.transport.after_call = slow
+        seen = await reign.begin()
+        view._mirror._take(Heard(seen))
+        async with watching(view, after=seen) as events:
+            await asyncio.sleep(1)
+            ended = await reign.end()
+            await asyncio.sleep(1)
+            assert short(events) == [("vacated", 0, ended)]
 
 
 @virtual
