@@ -113,7 +113,7 @@ async def measure(cluster: EtcdCluster, streams: int, questions: int, tell: Call
         series=(change, change_in_etcd, last, last_in_etcd),
         ratios=(
             Ratio("WatchLeader / Observe", change, change_in_etcd, (50,), CHANGE_GOAL),
-            Ratio("the last stream to hear: WatchLeader / Observe", last, last_in_etcd, (50, 100), CHANGE_GOAL),
+            Ratio("the last stream to hear: WatchLeader / Observe", last, last_in_etcd, (50, 90), CHANGE_GOAL),
         ),
         numbers=(
             ("streams of WatchLeader that are not told of a successor within 5 s", max(deaf["watch"])),
