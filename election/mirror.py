@@ -47,6 +47,18 @@ _RETRY_MAX_S = 2.0
 """Much less than what makes a view stale, so that a member that takes some seconds to start does not."""
 
 
+_STEP_S = 0.25
+"""Heartbeats that are due within so long are sent together: a wake-up for each would cost as much again."""
+
+
+def in_step(heartbeat_s: float | None) -> float | None:
+    """How long to wait for a heartbeat, so that all that are due at about the same time are due at the same."""
+    if heartbeat_s is None:
+        return None
+    now_s = asyncio.get_running_loop().time()
+    return math.ceil((now_s + heartbeat_s) / _STEP_S) * _STEP_S - now_s
+
+
 class Mirror:
     """What is below a prefix, as one watch shows it; `follow` runs for as long as it is to be kept true."""
 
@@ -121,7 +133,7 @@ class Mirror:
                 if not missed and heartbeat_s is not None:
                     yield self._heartbeat(after)
                 while True:
-                    if not await reading.wait(heartbeat_s):
+                    if not await reading.wait(in_step(heartbeat_s)):
                         yield self._heartbeat(after)
                     elif (change := reading.next()) is not None and not _is_seen(change, after):
                         after = None

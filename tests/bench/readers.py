@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.duration_pb2 import Duration
 
 from election import Store, connect
 from election.dev.etcd import EtcdCluster
@@ -46,6 +47,7 @@ _WARM_UP_STREAMS = 50
 _LONGEST_S = 60.0
 _GIVE_UP_S = 5.0
 _SETTLE_S = 0.5
+_BEATING_S = 5.0
 
 
 async def measure(cluster: EtcdCluster, streams: int, questions: int, tell: Callable[[str], None]) -> Measured:
@@ -78,6 +80,10 @@ async def measure(cluster: EtcdCluster, streams: int, questions: int, tell: Call
         idle = _Streams(lambda: wait_on(b""), lambda message: 0)
         bare_kb = await _kb_per_stream(idle, streams, bare.pid)
         our_kb = await _kb_per_stream(watch, streams, api.pid)
+
+        tell(f"readers: heartbeats of {streams} streams")
+        beating = pb.WatchLeaderRequest(election=_ELECTION, heartbeat=Duration(seconds=1))
+        beat_us = await _cpu_per_beat(_Streams(lambda: stub.WatchLeader(beating), lambda _: 0), streams, api.pid)
 
         all_ms: dict[str, list[float]] = {"watch": [], "observe": []}
         last_ms: dict[str, list[float]] = {"watch": [], "observe": []}
@@ -125,6 +131,7 @@ async def measure(cluster: EtcdCluster, streams: int, questions: int, tell: Call
             ("an empty call, CPU of the server: us", median(cpu_us["empty"])),
             ("an idle WatchLeader: KB of the server's memory", our_kb),
             ("an idle bare stream: KB of the server's memory", bare_kb),
+            ("a heartbeat, CPU of the server: us", beat_us),
         ),
         figures=(Figure("GetLeader / an empty call", part, QUESTION_GOAL, Bound.AT_LEAST),),
     )
@@ -175,7 +182,7 @@ class _Streams:
         calls = [self._call() for _ in range(number)]
         readings = [asyncio.create_task(self._read(call)) for call in calls]
         try:
-            await self._until(lambda: sum(map(len, self._heard_at_s.values())) >= number)
+            await self._until(lambda: self.heard >= number)
             await asyncio.sleep(_SETTLE_S)
             self._number = number
             yield self
@@ -183,6 +190,11 @@ class _Streams:
             for call in calls:
                 call.cancel()
             await asyncio.wait(readings)
+
+    @property
+    def heard(self) -> int:
+        """How many messages have come."""
+        return sum(map(len, self._heard_at_s.values()))
 
     def more(self) -> _Streams:
         """Others of the same kind."""
@@ -247,6 +259,14 @@ async def _kb_per_stream(streams: _Streams, number: int, pid: int) -> float:
         before_kb = _resident_kb(pid)
         async with streams.more().open(number):
             return (_resident_kb(pid) - before_kb) / number
+
+
+async def _cpu_per_beat(streams: _Streams, number: int, pid: int) -> float:
+    """What one sign of life costs the server in microseconds of CPU, where each stream gets one a second."""
+    async with streams.open(number):
+        cpu_ns, heard = _cpu_ns(pid), streams.heard
+        await asyncio.sleep(_BEATING_S)
+        return (_cpu_ns(pid) - cpu_ns) / max(streams.heard - heard, 1) / 1e3
 
 
 async def _rate(ask: Callable[[], Any], number: int, pid: int) -> tuple[float, float]:

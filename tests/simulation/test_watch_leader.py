@@ -205,7 +205,7 @@ async def test_a_silent_watch_gives_signs_of_life_as_long_as_the_view_is_fresh()
             assert (await anext(events)).kind is LeaderEventKind.VACATED
             began_s = asyncio.get_running_loop().time()
             assert (await anext(events)).kind is LeaderEventKind.HEARTBEAT
-            assert asyncio.get_running_loop().time() - began_s == pytest.approx(3.0)
+            assert 3.0 <= asyncio.get_running_loop().time() - began_s <= 3.25
             await reign.begin()
             assert (await anext(events)).kind is LeaderEventKind.ELECTED
             beat = await anext(events)

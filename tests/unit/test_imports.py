@@ -33,6 +33,7 @@ ORDER = (
     "model",
     "mirror",
     "tombstones",
+    "agent_watch",
     "views",
     "leadership",
     "term",
