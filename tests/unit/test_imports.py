@@ -61,6 +61,7 @@ ORDER = (
     "wire",
     "messages",
     "agent_messages",
+    "paged",
     "session_messages",
     "operation_messages",
     "server",
