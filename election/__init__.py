@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from election.leader_routes import LeaderChannel, leader_channel
     from election.reader import Reader
     from election.remote import ServerUnavailable
+    from election.session import Session
     from election.store import Store, connect
     from election.term import Loss, Term
     from election.token import Token
@@ -93,6 +94,7 @@ __all__ = [
     "RolledBack",
     "ServerFence",
     "ServerUnavailable",
+    "Session",
     "SqliteHighWater",
     "Store",
     "Term",
@@ -116,7 +118,7 @@ __all__ = [
 _PARTS = (
     "agents candidate client collector.collector config errors highwater fencing.highwater_etcd fencing.rpc "
     "fencing.rpc_client fencing.rpc_server fencing.rpc_server_aio fencing.txn leader_calls leader_client "
-    "leader_routes reader remote store term token views "
+    "leader_routes reader remote session store term token views "
     "fencing.highwater_sqlite"  # the last one: a Python can be without sqlite3
 )
 

@@ -14,15 +14,30 @@ from enum import StrEnum
 from typing import Any
 
 from election import fields
-from election.errors import RecordTooLarge
+from election.errors import ConfigError, RecordTooLarge
 from election.fields import Labels, text_of
-from election.keys import TombstoneKey
+from election.keys import REGISTRATION, TombstoneKey, check_name
 from election.pb.etcd.kv_pb2 import KeyValue
 from election.records import CANDIDATE_LIMIT
 from election.token import Token
 
 STATE_LIMIT = 64 * 1024
 """The most bytes of one value of an agent's state."""
+
+
+def checked_key(key: str) -> str:
+    """The name of a value that an agent can store; raises ConfigError for others."""
+    if key == REGISTRATION:
+        raise ConfigError(f"the state key {REGISTRATION!r} is the agent's own record: use another name")
+    return check_name("state key", key)
+
+
+def checked_value(key: str, value: bytes | str) -> bytes:
+    """The value as it is stored; raises RecordTooLarge above STATE_LIMIT."""
+    data = value.encode() if isinstance(value, str) else value
+    if len(data) > STATE_LIMIT:
+        raise RecordTooLarge(f"the value of {key!r} has {len(data)} bytes, and {STATE_LIMIT} are allowed")
+    return data
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from election.agent_records import STATE_LIMIT, AgentRecord, StateEntry
+from election.agent_records import AgentRecord, StateEntry, checked_key, checked_value
 from election.config import AgentConfig, check_labels
-from election.errors import AgentExists, AgentLost, ConfigError, EtcdError, LossReason, RecordTooLarge
+from election.errors import AgentExists, AgentLost, EtcdError, LossReason
 from election.etcd import txn
 from election.etcd.client import EtcdClient
 from election.etcd.keepalive import KeptLease
 from election.etcd.lease import Lease
 from election.kept import KeptValues
 from election.keys import REGISTRATION, Keyspace, check_name
+from election.lives import Lives
 from election.pb.etcd import rpc_pb2 as rpc
-from election.published import Published
 from election.registration import Registration, checked, evict, leave, register
 from election.roster import Roster
-
-
-@dataclass(frozen=True, slots=True)
-class _Life:
-    """Where an agent stands: registered; lost, and why; and whether it stays so."""
-
-    registration: Registration | None = None
-    loss: LossReason | None = None
-    over: bool = False
 
 
 class Agent:
@@ -64,14 +53,12 @@ class Agent:
         self._takeover = takeover
         self._roster = roster or Roster(client, rng=rng)
         self._record = checked(AgentRecord(id, address, check_labels(labels or {}), client.clock.wall()))
-        self._life = Published(_Life())
+        self._lives = Lives(id, register_again=self.config.register_again)
         self._lease: KeptLease | None = None
         self._left_behind: Registration | None = None
         """The registration that nobody keeps alive any more, and that nobody has ended."""
-        self._failure: BaseException | None = None
         self._kept = KeptValues()
         self._last_incarnation = 0
-        self._process = os.getpid()
 
     async def __aenter__(self) -> Self:
         """Registers.
@@ -80,9 +67,8 @@ class Agent:
             AgentExists: another live process holds the id.
             EtcdError: etcd could not be used.
         """
-        if self._life.value.over:
-            self._life.set(_Life())
-        self._failure = self._left_behind = None
+        self._lives.prepare()
+        self._left_behind = None
         try:
             await self._roster.enter(self)
         except AgentExists:
@@ -102,29 +88,27 @@ class Agent:
         Raises:
             RuntimeError: what keeps agents alive has failed, because of an error in this library.
         """
-        life = self._life.value
-        registration = life.registration or self._left_behind
-        if not life.over:
-            self._life.set(_Life(loss=LossReason.RESIGNED, over=True))
+        registration = self.registration or self._left_behind
+        self._lives.leave()
         self._kept.clear()
         try:
             await self._roster.leave(self)
         finally:
             if registration is not None:
                 await leave(self._client, self._keyspace, self._record, registration, keep_state=self.config.keep_state)
-        if self._failure is not None:
-            raise RuntimeError(f"agent {self.id!r} was not kept alive any more") from self._failure
+        if self._lives.failure is not None:
+            raise RuntimeError(f"agent {self.id!r} was not kept alive any more") from self._lives.failure
 
     # --- life ------------------------------------------------------------------------------------------------
 
     @property
     def registration(self) -> Registration | None:
         """The present registration; None while there is none."""
-        return self._life.value.registration
+        return self._lives.registration
 
     def registrations(self) -> AsyncGenerator[Registration | None]:
         """The present registration and every later one, and None for each loss; ends when it stays lost, or leaves."""
-        return _registrations(self._life.values())
+        return self._lives.registrations()
 
     @property
     def lost(self) -> Awaitable[LossReason]:
@@ -132,7 +116,7 @@ class Agent:
 
         Where there is none at present, it is why the last one ended. Cancelling the wait does nothing else.
         """
-        return _Lost(self._life)
+        return self._lives.lost
 
     @property
     def incarnation(self) -> int:
@@ -141,7 +125,7 @@ class Agent:
 
     def remaining_s(self) -> float:
         """Seconds until the deadline, as it stands now; 0 while there is no registration."""
-        if self._life.value.registration is None or self._lease is None:
+        if self.registration is None or self._lease is None:
             return 0.0
         return max(self._lease.deadline_s - self._client.clock.now_s(), 0.0)
 
@@ -152,14 +136,7 @@ class Agent:
             AgentLost: the lease is gone, or its deadline has passed without a renewal; or this process was forked from
                 the one that registered, and renews nothing.
         """
-        life = self._life.value
-        if os.getpid() != self._process:
-            raise AgentLost(f"agent {self.id!r} was registered before this process was forked: register here anew")
-        if life.registration is not None and self.remaining_s() > 0:
-            return life.registration
-        if life.over or not self.config.register_again:
-            raise AgentLost(f"agent {self.id!r} has no lease any more, and stays lost") from self._failure
-        raise AgentLost(f"agent {self.id!r} has no living lease at present: wait until it has registered again")
+        return self._lives.check(self.remaining_s())
 
     # --- state -----------------------------------------------------------------------------------------------
 
@@ -174,9 +151,7 @@ class Agent:
             ConfigError: the key or the value cannot be used, or not be kept; nothing was written.
             EtcdError: `indefinite` when it may have been written all the same; the key is not kept then.
         """
-        data = value.encode() if isinstance(value, str) else value
-        if len(data) > STATE_LIMIT:
-            raise RecordTooLarge(f"the value of {key!r} has {len(data)} bytes, and {STATE_LIMIT} are allowed")
+        data = checked_value(key, value)
         operation = txn.put(self._state_key(key), data)
         if not keep:
             await self._write(key, operation)
@@ -209,9 +184,7 @@ class Agent:
         return {entry.key: entry.value for entry in entries if entry.key != REGISTRATION}
 
     def _state_key(self, key: str) -> bytes:
-        if key == REGISTRATION:
-            raise ConfigError(f"the state key {REGISTRATION!r} is the agent's own record: use another name")
-        return self._keyspace.state(self.id, key)
+        return self._keyspace.state(self.id, checked_key(key))
 
     async def _write(self, key: str, operation: rpc.RequestOp) -> int:
         """Writes, and returns the incarnation under which it was done."""
@@ -249,32 +222,13 @@ class Agent:
         """It is registered, and the lease is kept alive."""
         self._lease = lease
         self._last_incarnation = registration.incarnation
-        self._life.set(_Life(registration))
+        self._lives.begin(registration)
 
     def lose(self, reason: LossReason) -> None:
         """The registration is over."""
-        self._life.set(_Life(loss=reason, over=not self.config.register_again))
+        self._lives.lose(reason)
 
     def fail(self, error: BaseException | None) -> None:
         """Nobody keeps it alive any more."""
         self._left_behind = self.registration
-        self._failure = error
-        self._life.set(_Life(loss=LossReason.CLOSED, over=True))
-
-
-@dataclass(frozen=True, slots=True)
-class _Lost:
-    lives: Published[_Life]
-
-    def __await__(self) -> Generator[Any, None, LossReason]:
-        life = yield from self.lives.until(lambda life: life.loss is not None).__await__()
-        assert life.loss is not None
-        return life.loss
-
-
-async def _registrations(lives: AsyncGenerator[_Life]) -> AsyncGenerator[Registration | None]:
-    async with aclosing(lives):
-        async for life in lives:
-            yield life.registration
-            if life.over:
-                return
+        self._lives.fail(error)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
-import grpc.aio
-
 from election.clock import Clock
+from election.conversation import Conversation
 from election.errors import ElectionError
 from election.pb.election.v1 import election_pb2 as pb
-from election.remote import ELSEWHERE, Servers
-from election.statuses import error_of
+from election.remote import Servers
 
-Call = grpc.aio.StreamStreamCall[pb.CampaignRequest, pb.CampaignResponse]
+Call = Conversation[pb.CampaignRequest, pb.CampaignResponse]
 
 
 class CampaignCall:
@@ -23,13 +21,14 @@ class CampaignCall:
     Two tasks write and read, and are cancelled by nobody else: gRPC ends a call whose read or write is cancelled.
     """
 
-    def __init__(self, servers: Servers, clock: Clock, beat_s: float) -> None:
+    def __init__(self, servers: Servers, converse: Callable[[], Call], clock: Clock, beat_s: float) -> None:
         self.heard = False
         """Whether the server has answered anything."""
         self._servers = servers
+        self._converse = converse
         self._clock = clock
         self._beat_s = beat_s
-        self._number = -1
+        self._call: Call | None = None
         self._outgoing: asyncio.Queue[pb.CampaignRequest] = asyncio.Queue()
         self._incoming: asyncio.Queue[tuple[pb.CampaignResponse, float] | ElectionError] = asyncio.Queue()
         self._sent_at_s: dict[int, float] = {}
@@ -40,9 +39,7 @@ class CampaignCall:
 
         It ends when the server has released the key, or has not done so within the call timeout.
         """
-        self._number, server = self._servers.present()
-        call = server.elections.Campaign(metadata=self._servers.metadata())
-        server.line.carry(call)
+        call = self._call = self._converse()
         self.say(pb.CampaignRequest(stand=stand))
         writing = asyncio.create_task(self._write(call))
         reading = asyncio.create_task(self._read(call))
@@ -69,11 +66,12 @@ class CampaignCall:
             ServerUnavailable: the server is gone, or does not answer heartbeats; another one may do better.
             ElectionError: what the server has ended the call for.
         """
+        assert self._call is not None
         try:
             async with asyncio.timeout(self._beat_s + self._servers.attempt_timeout_s):
                 came = await self._incoming.get()
         except TimeoutError:
-            raise self._servers.failed(self._number, "it does not answer heartbeats") from None
+            raise self._call.failed("it does not answer heartbeats") from None
         if isinstance(came, ElectionError):
             raise came
         return came
@@ -91,21 +89,17 @@ class CampaignCall:
             self._sent_at_s[sequence] = self._clock.now_s()  # before it is written
             try:
                 await call.write(message)
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            except ElectionError:
                 return  # the reader hears why
 
     async def _read(self, call: Call) -> None:
         try:
-            while isinstance(answer := await call.read(), pb.CampaignResponse):
+            while (answer := await call.read()) is not None:
                 self.heard = True
                 for earlier in [each for each in self._sent_at_s if each < answer.sequence]:
                     del self._sent_at_s[earlier]
                 self._incoming.put_nowait((answer, self._sent_at_s[answer.sequence]))
-        except grpc.aio.AioRpcError as error:
-            if error.code() not in ELSEWHERE:
-                self._incoming.put_nowait(error_of(error))
-                return
-            why = error.details() or error.code().name
+        except ElectionError as error:
+            self._incoming.put_nowait(error)
         else:
-            why = "it ended the campaign"
-        self._incoming.put_nowait(self._servers.failed(self._number, why))
+            self._incoming.put_nowait(ElectionError("the server has ended the campaign"))

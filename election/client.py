@@ -18,8 +18,10 @@ from election import agent_messages, messages
 from election.agent_records import Agent, StateEntry, Tombstone
 from election.bearer import Bearer, check_private
 from election.breaker import Breaker
+from election.care import RemoteCare
 from election.clock import BootClock, Clock
-from election.config import CandidateConfig, EtcdConfig, TlsConfig
+from election.config import AgentConfig, CandidateConfig, EtcdConfig, TlsConfig
+from election.conversation import Conversation
 from election.errors import ConfigError, RolledBack
 from election.paged import Asked, Told, all_pages, source_of
 from election.pb.election.v1 import election_pb2 as pb
@@ -37,6 +39,7 @@ from election.reader import (
 from election.records import Candidate, Election, Leader
 from election.remote import Req, Resp, Servers, Unary
 from election.remote_candidate import RemoteCandidate
+from election.session import Session
 from election.statuses import error_of
 from election.token import Token
 from election.told import ToldAgents, ToldLeader
@@ -149,6 +152,7 @@ class Client:
         """
         return RemoteCandidate(
             self._servers,
+            lambda: Conversation(self._servers, lambda server: server.elections.Campaign),
             election,
             id=id,
             address=address,
@@ -287,6 +291,39 @@ class Client:
             except RolledBack:
                 if not told.forget_revisions():
                     raise
+
+    # --- agents ----------------------------------------------------------------------------------------------
+
+    def session(
+        self,
+        id: str,
+        *,
+        address: str = "",
+        labels: Mapping[str, str] | None = None,
+        config: AgentConfig | None = None,
+        takeover: bool = False,
+    ) -> Session:
+        """An agent, which is registered inside its `async with` block, through whichever server answers.
+
+        With `takeover` it begins by ending the life of another holder of its id, if there is one.
+
+        Raises:
+            ConfigError: a name that is not valid, a record of more than 4 KiB, or a TTL that a session cannot have.
+        """
+        return Session(
+            self._servers,
+            lambda: Conversation(self._servers, lambda server: server.agents.Session),
+            id,
+            address=address,
+            labels=labels,
+            config=config,
+            takeover=takeover,
+        )
+
+    @property
+    def care(self) -> RemoteCare:
+        """What operators do with agents: drain, reap, restore."""
+        return RemoteCare(self._servers)
 
     async def _pages(self, method: Unary[Asked, Told], request: Asked) -> list[Told]:
         return await all_pages(partial(self._answer, method), request)

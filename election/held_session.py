@@ -13,14 +13,14 @@ import hmac
 from dataclasses import dataclass, replace
 from typing import Self
 
-from election.agent_records import STATE_LIMIT, AgentRecord
+from election.agent_records import AgentRecord, checked_key, checked_value
 from election.config import AgentConfig
-from election.errors import AgentLost, ConfigError, EtcdError, LeaseNotFound, RecordTooLarge, SessionMoved
+from election.errors import AgentLost, EtcdError, LeaseNotFound, SessionMoved
 from election.etcd import txn
 from election.etcd.client import EtcdClient, Repeat
 from election.etcd.lease import grant, let_go
 from election.etcd.renewer import Renewer
-from election.keys import REGISTRATION, Keyspace
+from election.keys import Keyspace
 from election.pb.etcd import rpc_pb2 as rpc
 from election.pb.etcd.kv_pb2 import KeyValue
 from election.registration import Registration, beginning, checked, evict, exists, leave
@@ -108,9 +108,7 @@ class HeldSession:
 
     async def put(self, key: str, value: bytes) -> rpc.ResponseHeader:
         """Stores a value; raises RecordTooLarge above STATE_LIMIT, and ConfigError for a key that cannot be."""
-        if len(value) > STATE_LIMIT:
-            raise RecordTooLarge(f"the value of {key!r} has {len(value)} bytes, and {STATE_LIMIT} are allowed")
-        return await self._write(txn.put(self._state_key(key), value))
+        return await self._write(txn.put(self._state_key(key), checked_value(key, value)))
 
     async def delete(self, key: str) -> rpc.ResponseHeader:
         """Deletes a value."""
@@ -130,9 +128,7 @@ class HeldSession:
         return SessionMoved(f"the session of agent {self.agent!r} was opened anew, on another stream or server")
 
     def _state_key(self, key: str) -> bytes:
-        if key == REGISTRATION:
-            raise ConfigError(f"the state key {REGISTRATION!r} is the agent's own record: use another name")
-        return self._keyspace.state(self.agent, key)
+        return self._keyspace.state(self.agent, checked_key(key))
 
     async def _write(self, operation: rpc.RequestOp) -> rpc.ResponseHeader:
         alive = self._keyspace.alive(self.agent)

@@ -19,8 +19,9 @@ from election.clock import BootClock, Clock
 from election.config import TlsConfig
 from election.errors import ElectionError
 from election.pb.election.v1 import election_pb2_grpc as services
+from election.pb.election.v1 import error_reason_pb2 as reasons
 from election.reader import MAX_AGE_S
-from election.statuses import error_of
+from election.statuses import error_of, name_of, reason_in
 
 Req = TypeVar("Req")
 Resp = TypeVar("Resp")
@@ -32,7 +33,10 @@ ELSEWHERE = {
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
 }
-"""What can be different on another server, or a moment later. All calls of `ask` are reads, and may be repeated."""
+"""What can be different on another server, or a moment later. All calls of `ask` may be repeated."""
+
+_FINAL = {name_of(reasons.ERROR_REASON_COLLECTOR_SILENT)}
+"""Reasons of such a status that another server would give as well."""
 
 # A watch on which nothing happens is silent: pings show that its server is still there.
 _OPTIONS = (
@@ -48,7 +52,14 @@ _OPTIONS = (
 
 
 class ServerUnavailable(ElectionError):
-    """No server answered in time, or none has a view that is fresh enough to answer from."""
+    """No server answered in time, or none has a view that is fresh enough to answer from.
+
+    `indefinite` says whether a write may have happened all the same.
+    """
+
+    def __init__(self, message: str, *, indefinite: bool = False) -> None:
+        super().__init__(message)
+        self.indefinite = indefinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +103,13 @@ class Servers:
         self._bearer = bearer
         self.call_timeout_s = call_timeout_s
         self.attempt_timeout_s = attempt_timeout_s
-        self._clock = clock or BootClock()
-        self._rng = rng or random.Random()
-        self._current = self._rng.randrange(len(addresses))
+        self.clock: Clock = clock or BootClock()
+        self.rng = rng or random.Random()
+        self._current = self.rng.randrange(len(addresses))
         self._channels: Channels | None = None
 
     async def __aenter__(self) -> Self:
-        self._channels = Channels(self.addresses, self._tls, _OPTIONS, clock=self._clock)
+        self._channels = Channels(self.addresses, self._tls, _OPTIONS, clock=self.clock)
         return self
 
     async def __aexit__(
@@ -117,28 +128,31 @@ class Servers:
         """What goes along with every call."""
         return None if self._bearer is None else self._bearer.metadata()
 
-    async def ask(self, method: Unary[Req, Resp], request: Req) -> Resp:
-        """One question and its answer; raises AioRpcError for what all servers would answer the same."""
+    async def ask(self, method: Unary[Req, Resp], request: Req, *, takes_s: float = 0.0) -> Resp:
+        """One question and its answer; raises AioRpcError for what all servers would answer the same.
+
+        `takes_s` is how long a server may work on it: all time limits are longer by so much.
+        """
 
         async def attempt(server: Server, left_s: float) -> Resp:
-            timeout_s = max(min(left_s, self.attempt_timeout_s), 0.001)
+            timeout_s = max(min(left_s, self.attempt_timeout_s + takes_s), 0.001)
             call = method(server)(request, timeout=timeout_s, metadata=self.metadata())
             server.line.carry(call)
             return await call
 
-        return await self._try(attempt)
+        return await self._try(attempt, self.call_timeout_s + takes_s)
 
-    async def _try(self, attempt: Callable[[Server, float], Awaitable[Resp]]) -> Resp:
-        give_up_at_s = self._clock.now_s() + self.call_timeout_s
+    async def _try(self, attempt: Callable[[Server, float], Awaitable[Resp]], limit_s: float) -> Resp:
+        give_up_at_s = self.clock.now_s() + limit_s
         backoff = self._backoff()
         asked = 0
         failed: ServerUnavailable | None = None
         while True:
             number = self._current
             try:
-                return await attempt(self._server(number), give_up_at_s - self._clock.now_s())
+                return await attempt(self._server(number), give_up_at_s - self.clock.now_s())
             except grpc.aio.AioRpcError as error:
-                if error.code() not in ELSEWHERE:
+                if error.code() not in ELSEWHERE or reason_in(error.trailing_metadata()) in _FINAL:
                     raise
                 # A reason that a server gave says more than that the last attempt had no time left.
                 if failed is None or error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -148,9 +162,9 @@ class Servers:
             self._avoid(number)
             asked += 1
             pause_s = 0.0 if asked < len(self.addresses) else backoff.next_s()
-            if self._clock.now_s() + pause_s >= give_up_at_s:
+            if self.clock.now_s() + pause_s >= give_up_at_s:
                 raise failed
-            await self._clock.sleep_s(pause_s)
+            await self.clock.sleep_s(pause_s)
 
     async def streams(
         self, method: Streaming[Req, Resp], request: Callable[[], Req], *, silent_s: float
@@ -161,7 +175,7 @@ class Servers:
 
         Raises ServerUnavailable rather than be blind for more than MAX_AGE_S, and else what a server refused it for.
         """
-        give_up_at_s = self._clock.now_s() + self.call_timeout_s
+        give_up_at_s = self.clock.now_s() + self.call_timeout_s
         backoff = self._backoff()
         while True:
             number, heard = self._current, False
@@ -189,12 +203,12 @@ class Servers:
                 call.cancel()
             self._avoid(number)
             if heard:
-                give_up_at_s = self._clock.now_s() + MAX_AGE_S
+                give_up_at_s = self.clock.now_s() + MAX_AGE_S
                 backoff.reset()
             pause_s = backoff.next_s()
-            if self._clock.now_s() + pause_s >= give_up_at_s:
+            if self.clock.now_s() + pause_s >= give_up_at_s:
                 raise self._unavailable(number, why)
-            await self._clock.sleep_s(pause_s)
+            await self.clock.sleep_s(pause_s)
 
     def present(self) -> tuple[int, Server]:
         """The number of the server that is asked at present, and the stubs for one new call."""
@@ -216,7 +230,7 @@ class Servers:
         return Server.on(self._channels[number])
 
     def _backoff(self) -> Backoff:
-        return Backoff(0.05, 0.5, self._rng)
+        return Backoff(0.05, 0.5, self.rng)
 
     def _avoid(self, number: int) -> None:
         """Goes on to the next server, unless another call has done so already."""

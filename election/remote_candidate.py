@@ -18,7 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from election import leadership
 from election.backoff import Backoff
-from election.campaign_call import CampaignCall
+from election.campaign_call import Call, CampaignCall
 from election.clock import BootClock, Clock
 from election.config import CandidateConfig, check_labels
 from election.errors import ConfigError, ElectionError, LossReason, NotLeader
@@ -51,6 +51,7 @@ class RemoteCandidate:
     def __init__(
         self,
         servers: Servers,
+        converse: Callable[[], Call],
         election: str,
         *,
         id: str,
@@ -67,6 +68,7 @@ class RemoteCandidate:
         self.clock = clock or BootClock()
         self._config = CandidateConfig(ttl_s=ttl_s)
         self._servers = servers
+        self._converse = converse
         self._stand = pb.CampaignRequest.Stand(
             election=election,
             id=id,
@@ -145,7 +147,7 @@ class RemoteCandidate:
         refused, heard = 0, False
         while not self._left.is_set():
             before = self.loss
-            call = self._call = CampaignCall(self._servers, self.clock, self._config.renew_interval_s)
+            call = self._call = CampaignCall(self._servers, self._converse, self.clock, self._config.renew_interval_s)
             try:
                 async with call.opened(self._stand):
                     await self._stand_in(call, work, once=once)

@@ -6,25 +6,21 @@ import asyncio
 
 import click
 
-from election.agent_control import Remains, ask_to_reap, await_reap, drain, remains, undrain
+from election.agent_control import Remains
 from election.agent_records import DrainMark
-from election.agent_restore import restore
 from election.cli.agent_documents import entry_document, names_text, tombstone_document
 from election.cli.agents import print_entries
 from election.cli.exits import OK
-from election.cli.options import Settings, command, more_than_zero, operator, setting
+from election.cli.options import Api, Settings, command, more_than_zero, server_option, setting
 from election.cli.output import print_json, time_text
-from election.errors import ElectionError
 from election.fields import text_of
-from election.keys import COLLECTOR_ELECTION
-from election.records import Candidate, leader_of
-from election.store import Store
 
 
 @command("drain")
 @click.argument("id")
 @setting("--undo", is_flag=True, help="let it take new work again")
-def agents_drain(settings: Settings, id: str, undo: bool) -> int:
+@server_option
+def agents_drain(settings: Settings, id: str, undo: bool, server: Api | None) -> int:
     """Mark the agent ID: it is to take no new work.
 
     It goes on with what it has, and the mark stays when it restarts. What gives out work has to look at the state
@@ -32,11 +28,8 @@ def agents_drain(settings: Settings, id: str, undo: bool) -> int:
     """
 
     async def ask() -> None:
-        async with settings.store() as store:
-            if undo:
-                done = await undrain(store.client, store.keyspace, id)
-            else:
-                done = await drain(store.client, store.keyspace, id, by=operator())
+        async with settings.care(server) as care:
+            done = await (care.undrain if undo else care.drain)(id)
         mark = done.mark
         if settings.json:
             print_json(
@@ -73,7 +66,8 @@ def agents_drain(settings: Settings, id: str, undo: bool) -> int:
     metavar="S",
     help="how long to wait, seconds",
 )
-def agents_reap(settings: Settings, id: str, dry_run: bool, timeout: float) -> int:
+@server_option
+def agents_reap(settings: Settings, id: str, dry_run: bool, timeout: float, server: Api | None) -> int:
     """Have the dead agent ID collected now.
 
     The collector that works does it, whatever the grace and the breaker say. A live agent is refused: nothing that is
@@ -81,24 +75,19 @@ def agents_reap(settings: Settings, id: str, dry_run: bool, timeout: float) -> i
     """
 
     async def ask() -> None:
-        async with settings.store() as store:
+        async with settings.care(server) as care:
             if dry_run:
-                _print_remains(settings, await remains(store.client, store.keyspace, id))
+                _print_remains(settings, await care.remains(id))
                 return
-            asked = await ask_to_reap(store.client, store.keyspace, id, by=operator())
-            found = await await_reap(store.client, store.keyspace, asked, timeout_s=timeout)
-            if not found:
-                await remains(store.client, store.keyspace, id)  # says why, when there is nothing to reap any more
-                raise ElectionError(await _unanswered(store, timeout))
+            done = await care.reap(id, timeout_s=timeout)
         if settings.json:
-            documents = [tombstone_document(tombstone, values=False) for tombstone in found]
-            print_json({"agent": id, "incarnation": asked.request.incarnation, "tombstones": documents})
+            documents = [tombstone_document(tombstone, values=False) for tombstone in done.tombstones]
+            print_json({"agent": id, "incarnation": done.incarnation, "tombstones": documents})
             return
-        keys = tuple(entry.key for tombstone in found for entry in tombstone.collected)
-        by, token = found[0].collector, found[0].token
+        keys = tuple(entry.key for tombstone in done.tombstones for entry in tombstone.collected)
+        by, token = done.tombstones[0].collector, done.tombstones[0].token
         click.echo(
-            f"agent {id}, incarnation {asked.request.incarnation}, was reaped by {by} under token {token}: "
-            f"{names_text(keys)}"
+            f"agent {id}, incarnation {done.incarnation}, was reaped by {by} under token {token}: {names_text(keys)}"
         )
 
     asyncio.run(ask())
@@ -109,15 +98,16 @@ def agents_reap(settings: Settings, id: str, dry_run: bool, timeout: float) -> i
 @click.argument("id")
 @setting("--incarnation", type=click.IntRange(0), help="which one [the newest that has a tombstone]")
 @setting("--overwrite", is_flag=True, help="replace values that are there now")
-def agents_restore(settings: Settings, id: str, incarnation: int | None, overwrite: bool) -> int:
+@server_option
+def agents_restore(settings: Settings, id: str, incarnation: int | None, overwrite: bool, server: Api | None) -> int:
     """Put back what was collected of the agent ID.
 
     Where the agent is not alive, it is a suspect again, and is collected again after the grace unless it comes back.
     """
 
     async def ask() -> None:
-        async with settings.store() as store:
-            done = await restore(store.client, store.keyspace, id, incarnation=incarnation, overwrite=overwrite)
+        async with settings.care(server) as care:
+            done = await care.restore(id, incarnation=incarnation, overwrite=overwrite)
         if settings.json:
             print_json(
                 {
@@ -158,11 +148,3 @@ def _print_remains(settings: Settings, found: Remains) -> None:
     print_entries(found.entries)
     if found.draining:
         click.echo("and its mark that it drains")
-
-
-async def _unanswered(store: Store, timeout_s: float) -> str:
-    queue = await store.client.list(store.keyspace.campaign(COLLECTOR_ELECTION))
-    leader = leader_of(Candidate.of(COLLECTOR_ELECTION, kv) for kv in queue.kvs)
-    if leader is None:
-        return f"no collector answered in {timeout_s:g} s: run `election collect`"
-    return f"collector {leader.id} did not answer in {timeout_s:g} s, and was asked no longer: look at its log"

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import click
 
-from election.client import dial
+from election.care import Care, EtcdCare
+from election.client import Client, dial
 from election.config import DEFAULT_ENDPOINT, DEFAULT_NAMESPACE, LONGEST_TTL_S, TlsConfig
 from election.keys import Keyspace, check_name
 from election.reader import Reader
@@ -53,17 +54,29 @@ class Settings:
         """A store on the configured etcd."""
         return connect(self.endpoints, namespace=self.namespace, tls=self.tls, user=self.user, state_dir=state_dir)
 
+    def client(self, server: Api) -> Client:
+        """A client of the gRPC API."""
+        return dial(server.addresses, tls=self.tls, token=server.token_file, insecure=server.insecure)
+
     @asynccontextmanager
     async def reader(self, server: Api | None, scope: Callable[[Keyspace], bytes]) -> AsyncGenerator[Reader]:
         """What answers questions: the gRPC API when a server is named, else etcd, read no wider than `scope`."""
         if server is not None:
-            async with dial(
-                server.addresses, tls=self.tls, token=server.token_file, insecure=server.insecure
-            ) as client:
+            async with self.client(server) as client:
                 yield client
         else:
             async with self.store() as store, store.view(scope(store.keyspace)) as view:
                 yield view
+
+    @asynccontextmanager
+    async def care(self, server: Api | None) -> AsyncGenerator[Care]:
+        """What does something about agents: the gRPC API when a server is named, else etcd, in the operator's name."""
+        if server is not None:
+            async with self.client(server) as client:
+                yield client.care
+        else:
+            async with self.store() as store:
+                yield EtcdCare(store.client, store.keyspace, by=operator())
 
 
 def setting(*names: str, **attributes: Any) -> Callable[[F], F]:

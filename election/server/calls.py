@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Set
 from contextlib import aclosing
 from typing import Any
 
@@ -20,7 +20,9 @@ from election.errors import ElectionError, ShuttingDown
 from election.pb.election.v1 import error_reason_pb2 as reasons
 from election.server.access import audit
 from election.server.access.caller import Caller, current_caller
-from election.server.access.gate import Gate, Lasting
+from election.server.access.gate import Gate
+from election.server.access.identity import certificate_identities
+from election.server.access.lasting import Lasting
 from election.server.access.roles import METHODS, Access, Role
 from election.server.handlers import Context, Unreadable, generic_handler, readable
 from election.statuses import Status, status, status_of
@@ -32,11 +34,16 @@ Streaming = Callable[[Any, Context], AsyncGenerator[Any]]
 """Its first argument is a request, or an iterator of the caller's messages."""
 
 
+_AT_ONCE = 100
+"""Of so many streams it is asked at once whether they may go on: there can be thousands."""
+
+
 class _Stream:
     """A stream that runs: it can be ended from outside, with a status."""
 
-    def __init__(self, lasting: Lasting) -> None:
+    def __init__(self, lasting: Lasting, *, is_watch: bool) -> None:
         self.lasting = lasting
+        self.is_watch = is_watch
         self.limit = asyncio.timeout(None)
         self.why = Status(StatusCode.OK, "")
 
@@ -55,25 +62,33 @@ class Calls:
         self._streams: set[_Stream] = set()
         self._closed: Status | None = None
 
-    def end_streams(self, why: Status) -> None:
-        """Ends all streams that are open now with a status, so that their callers go elsewhere."""
-        while self._streams:
-            self._streams.pop().end(why)
+    def end_watches(self, why: Status) -> None:
+        """Ends the streams that only tell what is, so that their callers go elsewhere.
 
-    def end_forbidden_streams(self) -> None:
+        What a caller holds by a stream, a session or a term, does not depend on what the server remembers of etcd.
+        """
+        self._end({stream for stream in self._streams if stream.is_watch}, why)
+
+    async def end_forbidden_streams(self) -> None:
         """Ends the streams whose callers may not have them any more, if anything has changed since the last time."""
         if (version := self._gate.version()) == self._checked:
             return
         self._checked = version
-        for stream in tuple(self._streams):
-            if error := stream.lasting.lost():
-                self._streams.discard(stream)
-                stream.end(status_of(error))
+        for number, stream in enumerate(tuple(self._streams), start=1):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if stream in self._streams and (error := stream.lasting.lost()):
+                self._end({stream}, status_of(error))
 
     def close(self) -> None:
         """Ends all streams, and refuses new ones: the server is about to end."""
         self._closed = status_of(ShuttingDown("the server is shutting down"))
-        self.end_streams(self._closed)
+        self._end(self._streams, self._closed)
+
+    def _end(self, streams: Set[_Stream], why: Status) -> None:
+        for stream in tuple(streams):
+            self._streams.discard(stream)
+            stream.end(why)
 
     def handler(self, servicer: object, service: ServiceDescriptor) -> grpc.GenericRpcHandler:
         """What to register: each method of the service, wrapped."""
@@ -84,17 +99,20 @@ class Calls:
         path = f"/{method.containing_service.full_name}/{method.name}"
         access = METHODS[path]
         if method.client_streaming:
-            return self._streaming(path, access, lambda requests, context: handle(readable(requests), context))
-        if method.server_streaming:
-            return self._streaming(path, access, handle)
-        single = self._single(path, access, handle)
-        return _audited(path, access, single) if access.role is Role.ADMIN else single
+            wrapped = self._streaming(
+                path, access, lambda requests, context: handle(readable(requests), context), is_watch=False
+            )
+        elif method.server_streaming:
+            wrapped = self._streaming(path, access, handle, is_watch=True)
+        else:
+            wrapped = self._single(path, access, handle)
+        return _audited(path, access, wrapped) if access.role is Role.ADMIN else wrapped
 
     def _admit(self, access: Access, request: Any, caller: Caller) -> None:
         """Raises what says why a caller may not call a method with a request; who may is the `current_caller`."""
+        current_caller.set(caller)
         if isinstance(request, Unreadable):
             raise request
-        current_caller.set(caller)
         if caller.grants is not None:
             caller.require(access.role, election=access.election(request))
 
@@ -123,12 +141,14 @@ class Calls:
             text = f"it took longer than {self._deadline_s:g} s, which a call without a deadline may take"
             await context.abort(*status(StatusCode.DEADLINE_EXCEEDED, reasons.ERROR_REASON_DEADLINE, text))
 
-    def _streaming(self, method: str, access: Access, handle: Streaming) -> Callable[[Any, Context], Awaitable[None]]:
+    def _streaming(
+        self, method: str, access: Access, handle: Streaming, *, is_watch: bool
+    ) -> Callable[[Any, Context], Awaitable[None]]:
         async def streaming(request: Any, context: Context) -> None:
             try:
                 if self._closed is not None:
                     await context.abort(*self._closed)
-                stream = _Stream(self._gate.lasting(self._gate.caller(context)))
+                stream = _Stream(self._gate.lasting(self._gate.caller(context)), is_watch=is_watch)
                 self._admit(access, request, stream.lasting.caller)
                 with self._gate.limits.stream(stream.lasting.caller):
                     await self._stream(stream, handle(request, context), context)
@@ -153,24 +173,24 @@ class Calls:
             self._streams.discard(stream)
 
 
-def _audited(method: str, access: Access, single: Single) -> Single:
+def _audited(method: str, access: Access, call: Single) -> Single:
+    """Leaves a line for each call. CANCELLED says that the caller was not told how it ended; it may have been done."""
+
     async def audited(request: Any, context: Context) -> Any:
         code = StatusCode.CANCELLED
+        peer, shown = context.peer(), certificate_identities(context.auth_context())  # nothing is told at the end
         try:
-            answer = await single(request, context)
-            code = StatusCode.OK
+            answer = await call(request, context)
+            code = StatusCode.CANCELLED if context.done() else StatusCode.OK
             return answer
         except grpc.aio.AbortError:
             code = context.code()
             raise
         finally:
-            audit.record(
-                who=current_caller.get().identities,
-                did=method,
-                on="" if isinstance(request, Unreadable) else access.resource(request),
-                peer=context.peer(),
-                code=code.name,
-            )
+            caller = current_caller.get()  # unless it was refused before it could be one
+            who = caller.identities if caller.peer else shown
+            on = "" if isinstance(request, Unreadable) else access.resource(request)
+            audit.record(who=who, did=method, on=on, peer=peer, code=code.name)
 
     return audited
 

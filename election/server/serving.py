@@ -64,7 +64,7 @@ class GrpcServer:
     it only answers.
 
     The health of "" is SERVING while the server lives; that of the services turns NOT_SERVING while the reader is
-    stale, within a second, and their streams end with UNAVAILABLE. Leaving the block turns all health NOT_SERVING,
+    stale, within a second, and their watches end with UNAVAILABLE. Leaving the block turns all health NOT_SERVING,
     asks callers that campaign to stop and waits until they cannot believe any more that they lead, ends the streams
     with UNAVAILABLE, and lets other calls go on for at most GRACE_S seconds.
 
@@ -182,10 +182,10 @@ class GrpcServer:
                 self._reader.source()
             except ElectionError as error:
                 self._health.set_fresh(False)
-                self._calls.end_streams(status_of(error))
+                self._calls.end_watches(status_of(error))
             else:
                 self._health.set_fresh(True)
-            self._calls.end_forbidden_streams()
+            await self._calls.end_forbidden_streams()
             await asyncio.sleep(_CHECK_S)
 
 

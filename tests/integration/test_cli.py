@@ -736,7 +736,7 @@ async def test_serve_collects_unless_told_not_to(cli: Cli, etcd: EtcdClient, key
     await serve.until("collecting")
     assert (await serve.until("reaped", agent="a1"))["collected"] == ["task-1"]
     ended = await serve.stop(signal.SIGINT)
-    assert (ended.code, ended.err) == (0, "")
+    assert (ended.code, ended.err) == (0, "There is no policy: everybody who can connect may do everything.\n")
     assert serve.names[0] == "serving"
     assert serve.names[-1] == "stopped"
     assert not (await etcd.list(keys.campaign("_collector"))).kvs

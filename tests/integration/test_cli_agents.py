@@ -547,3 +547,37 @@ async def test_a_server_answers_what_etcd_would(cli: Cli, etcd: EtcdClient, keys
     await watch.until("synced")
     assert [event["event"] for event in watch.events] == ["reaped", "reaped", "present", "synced"]
     (await cli.run("agents", "show", "w", "--server", address)).assert_fails("'w' is not known")
+
+
+async def test_a_server_does_what_is_done_over_etcd(cli: Cli, etcd: EtcdClient, keys: Keyspace) -> None:
+    """To let an agent drain, to have it reaped and to put it back: with the same answers, errors and exit codes."""
+    serve = cli.start("serve", "--grpc-port", "0", "-o", "json", "--no-collect")
+    address = (await serve.until("serving"))["grpc"]
+    assert await care_of(cli, etcd, keys, "--server", address) == await care_of(cli, etcd, keys)
+
+
+async def care_of(cli: Cli, etcd: EtcdClient, keys: Keyspace, *where: str) -> list[Any]:
+    """What the commands answer, one after the other, without what is different each time."""
+    told: list[Any] = []
+
+    async def run(command: str) -> None:
+        done = await cli.run(*command.split(), *where, "-o", "json")
+        document: dict[str, Any] = done.document if done.code == 0 else {"error": done.err}
+        collected = [entry["key"] for each in document.get("tombstones", ()) for entry in each["collected"]]
+        would = [entry["key"] for entry in document.get("would_collect", ())]
+        changing = ("by", "at", "revision", "incarnation", "tombstones", "would_collect")
+        told.append((done.code, {k: v for k, v in document.items() if k not in changing}, collected, would))
+
+    await run("agents drain nobody")
+    await leave_behind(etcd, keys, "w", {"task": b"x", "more": b"y"})
+    for command in ("drain w", "drain w", "drain w --undo", "reap w --dry-run", "reap w --timeout 0.5", "restore w"):
+        await run(f"agents {command}")
+    async with collecting(cli):
+        await run("agents reap w")
+    await etcd.put(keys.state("w", "task"), b"other")
+    await run("agents restore w")
+    await run("agents restore w --overwrite")
+    for prefix in (keys.states("w"), keys.tombstones("w")):
+        await etcd.delete(prefix, prefix[:-1] + b"0")
+    assert [each[0] for each in told] == [1, 0, 0, 0, 0, 1, 1, 0, 1, 0], told
+    return told

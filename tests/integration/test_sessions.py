@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import grpc
@@ -23,6 +24,8 @@ from election.keys import SessionKey
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
 from election.pb.election.v1 import error_reason_pb2 as reasons
+from election.server.access.gate import AccessConfig
+from election.server.access.tokens import new_token
 from election.server.serving import GrpcServer
 from election.statuses import reason_in
 from election.store import Store, connect
@@ -32,6 +35,15 @@ pytestmark = pytest.mark.etcd
 WAIT_S = 15.0
 """Nothing here takes so long."""
 TTL_S = 5
+POLICY = """
+[[allow]]
+role = "agent"
+identities = ["token:agent-*"]
+agent = "agent-*"
+[[allow]]
+role = "admin"
+identities = ["token:boss"]
+"""
 T = TypeVar("T")
 
 
@@ -47,10 +59,10 @@ class Raw:
     """One stream, as another program would use it."""
 
     call: Any
-    numbers: Any = field(default_factory=lambda: itertools.count(1))
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     async def say(self, **action: Any) -> int:
-        sequence = next(self.numbers)
+        sequence: int = next(self.numbers)
         await self.call.write(pb.SessionRequest(sequence=sequence, **action))
         return sequence
 
@@ -104,10 +116,10 @@ class Api:
     def session(self) -> Raw:
         return Raw(self.agents.Session())
 
-    async def open(self, secret: bytes, agent: str = "w", *, ttl_s: int = TTL_S, **more: Any) -> Raw:
+    async def open(self, secret: bytes, agent: str = "w", **more: Any) -> Raw:
         """A stream on which a session was asked for."""
         raw = self.session()
-        await raw.say(open=pb.SessionRequest.Open(agent=agent, secret=secret, ttl=Duration(seconds=ttl_s), **more))
+        await raw.say(open=pb.SessionRequest.Open(agent=agent, secret=secret, ttl=Duration(seconds=TTL_S), **more))
         return raw
 
     async def opened(self, secret: bytes, agent: str = "w", **more: Any) -> tuple[Raw, pb.SessionResponse.Opened]:
@@ -134,11 +146,13 @@ class Api:
 
     @classmethod
     @asynccontextmanager
-    async def serving(cls, cluster: EtcdCluster, namespace: str) -> AsyncGenerator[Self]:
+    async def serving(
+        cls, cluster: EtcdCluster, namespace: str, access: AccessConfig | None = None
+    ) -> AsyncGenerator[Self]:
         async with (
             connect(cluster.endpoints, namespace=namespace) as store,
             store.view() as view,
-            GrpcServer(view, port=0, store=store) as server,
+            GrpcServer(view, port=0, store=store, access=access) as server,
             grpc.aio.insecure_channel(server.address) as channel,
         ):
             yield cls(store, server, channel)
@@ -261,8 +275,8 @@ async def test_two_opens_at_once_make_one_life(apis: list[Api]) -> None:
 async def test_another_secret_opens_nothing(apis: list[Api]) -> None:
     """Neither with the incarnation nor without; the life goes on."""
     raw, opened = await apis[0].opened(secret())
-    for more in ({}, {"incarnation": opened.incarnation}):
-        other = await apis[1].open(secret(), **more)
+    for incarnation in (0, opened.incarnation):
+        other = await apis[1].open(secret(), incarnation=incarnation)
         assert await other.refused() == (StatusCode.ALREADY_EXISTS, "AGENT_EXISTS")
     assert (await raw.renew()).HasField("renewed")
 
@@ -274,9 +288,9 @@ async def test_an_agent_that_is_alive_over_etcd_has_no_secret(apis: list[Api]) -
     store = apis[0].store
     await store.client.delete(store.keyspace.alive("w"))  # as whoever takes over does, before it ends the lease
     async with store.agent("w"):
-        for more in ({}, {"incarnation": opened.incarnation}):
-            code, reason = await (await apis[1].open(mine, **more)).refused()
-            assert reason == ("AGENT_LOST" if more else "AGENT_EXISTS"), code
+        for incarnation in (0, opened.incarnation):
+            code, reason = await (await apis[1].open(mine, incarnation=incarnation)).refused()
+            assert reason == ("AGENT_LOST" if incarnation else "AGENT_EXISTS"), code
         await raw.say(put=pb.SessionRequest.Put(key="task", value=b"x"))
         assert await raw.refused() == (StatusCode.FAILED_PRECONDITION, "AGENT_LOST")
 
@@ -419,6 +433,33 @@ async def test_a_reaped_session_leaves_no_key(apis: list[Api]) -> None:
         await collecting
     assert await apis[0].stored() == {}
     assert await apis[0].sessions() == []
+
+
+async def test_an_agent_can_only_be_itself(etcd_cluster: EtcdCluster, namespace: str, tmp_path: Path) -> None:
+    """As the policy says it; what an operator does is done in the operator's name."""
+    tokens = {name: new_token(name) for name in ("agent-1", "boss")}
+    (tmp_path / "tokens").write_text("".join(f"{line}\n" for _, line in tokens.values()))
+    (tmp_path / "policy.toml").write_text(POLICY)
+    access = AccessConfig(policy=tmp_path / "policy.toml", token_file=tmp_path / "tokens")
+    opening = pb.SessionRequest.Open(secret=secret())
+    async with Api.serving(etcd_cluster, namespace, access) as api:
+
+        def showing(name: str) -> tuple[tuple[str, str], ...]:
+            return (("authorization", f"Bearer {tokens[name][0]}"),)
+
+        for agent, reason in (("agent-2", "NOT_YOUR_AGENT"), ("agent-1", "")):
+            opening.agent = agent
+            raw = Raw(api.agents.Session(metadata=showing("agent-1")))
+            await raw.say(open=opening)
+            if reason:
+                assert await raw.refused() == (StatusCode.PERMISSION_DENIED, reason)
+                assert await api.alive(agent) == (0, 0)
+        assert (await raw.hear()).HasField("opened")
+        request = pb.DrainAgentRequest(id="agent-1")
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await api.agents.DrainAgent(request, metadata=showing("agent-1"))
+        assert reason_in(raised.value.trailing_metadata()) == "ROLE_MISSING"
+        assert (await api.agents.DrainAgent(request, metadata=showing("boss"))).by == "token:boss"
 
 
 async def test_sessions_need_no_more_than_an_agents_settings(apis: list[Api]) -> None:

@@ -11,25 +11,18 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import grpc
-import grpc.aio
 
 from election.clock import Clock
+from election.conversation import Conversation
 from election.errors import ElectionError
 from election.keys import Keyspace
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import Source
 from election.remote import Servers, ServerUnavailable
 from election.server.campaigns import Campaigns
-from election.statuses import Status, status_of
+from election.statuses import Status, error_from, reason_in, status_of
 from election.store import Store
 from tests.simulation.world import Machine
-
-
-def aio_error(status: Status) -> grpc.aio.AioRpcError:
-    """What a caller gets for a status."""
-    metadata = grpc.aio.Metadata(*status.metadata)
-    return grpc.aio.AioRpcError(status.code, grpc.aio.Metadata(), metadata, status.text)
-
 
 BROKEN = Status(grpc.StatusCode.UNAVAILABLE, "the connection is gone")
 
@@ -70,21 +63,20 @@ class Link:
 class Call:
     """A call to a replica, as the caller has it. Messages that are under way when it breaks are lost."""
 
-    def __init__(self, replica: Replica, rng: random.Random, latency_s: float) -> None:
+    def __init__(self, servers: FakeServers, number: int) -> None:
+        self._servers, self._number = servers, number
+        rng, latency_s = servers.rng, servers.latency_s
         self.up, self.down = Link(rng, latency_s), Link(rng, latency_s)
         self._requests: asyncio.Queue[pb.CampaignRequest | None] = asyncio.Queue()
         self._answers: asyncio.Queue[pb.CampaignResponse | Status | None] = asyncio.Queue()
         self._broken = False
-        self._serving = asyncio.create_task(self._serve(replica))
+        self._serving = asyncio.create_task(self._serve(servers.replicas[number]))
         self._carrying: set[asyncio.Task[None]] = set()
-
-    def add_done_callback(self, _: object) -> None:
-        """Nobody counts these calls."""
 
     async def write(self, message: pb.CampaignRequest) -> None:
         """Sends a message to the replica."""
         if self._broken:
-            raise aio_error(BROKEN)
+            raise self._error(BROKEN)
         copy = pb.CampaignRequest.FromString(message.SerializeToString())
         self._soon(self.up, self._requests, copy)
 
@@ -92,8 +84,18 @@ class Call:
         """The next answer."""
         answer = await self._answers.get()
         if isinstance(answer, Status):
-            raise aio_error(answer)
-        return grpc.aio.EOF if answer is None else answer
+            raise self._error(answer)
+        return answer
+
+    def failed(self, why: str) -> ServerUnavailable:
+        """The error for a replica that does not do what it has to; the next one is called from now on."""
+        self._servers.avoid(self._number)
+        return ServerUnavailable(f"replica {self._number}: {why}")
+
+    def _error(self, status: Status) -> ElectionError:
+        if status.code is grpc.StatusCode.UNAVAILABLE:
+            return self.failed(status.text)
+        return error_from(status.code, status.text, reason_in(status.metadata))
 
     def cancel(self) -> None:
         """The caller wants no more."""
@@ -154,26 +156,15 @@ class FakeServers:
         """One for each replica."""
         return tuple(f"r{number}:1" for number in range(len(self.replicas)))
 
-    def present(self) -> tuple[int, Any]:
-        """The replica that is spoken to at present."""
+    def converse(self) -> Conversation[pb.CampaignRequest, pb.CampaignResponse]:
+        """A call to the replica that is spoken to at present."""
+        self.calls.append(Call(self, self.current))
+        return cast("Conversation[pb.CampaignRequest, pb.CampaignResponse]", self.calls[-1])
 
-        def campaign(metadata: None) -> Call:
-            self.calls.append(Call(self.replicas[self.current], self.rng, self.latency_s))
-            return self.calls[-1]
-
-        server = SimpleNamespace(
-            elections=SimpleNamespace(Campaign=campaign), line=SimpleNamespace(carry=lambda call: None)
-        )
-        return self.current, server
-
-    def metadata(self) -> None:
-        """The caller says nothing of itself."""
-
-    def failed(self, number: int, why: str) -> ServerUnavailable:
+    def avoid(self, number: int) -> None:
         """Goes on to the next one."""
         if number == self.current:
             self.current = (number + 1) % len(self.replicas)
-        return ServerUnavailable(f"replica {number}: {why}")
 
     def cast(self) -> Servers:
         """As the candidate takes it."""

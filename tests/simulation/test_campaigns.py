@@ -77,7 +77,9 @@ async def callers(
             rng = here.rng(name)
             clock = VirtualClock(rate=rng.uniform(0.99, 1.01), offset_s=rng.uniform(0, 1000))
             servers = FakeServers(served, rng, clock, latency_s, current=number % replicas)
-            candidate = RemoteCandidate(servers.cast(), ELECTION, id=name, ttl_s=ttl_s, clock=clock, rng=rng)
+            candidate = RemoteCandidate(
+                servers.cast(), servers.converse, ELECTION, id=name, ttl_s=ttl_s, clock=clock, rng=rng
+            )
             tasks.append(asyncio.create_task(candidate.lead(acts.work)))
             found.append(Caller(candidate, servers))
             await asyncio.sleep(0.5)

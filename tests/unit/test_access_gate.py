@@ -131,6 +131,11 @@ def test_what_is_no_text_is_no_identity(site: Site) -> None:
     assert site.caller(Call()).identities == ("anonymous",)
 
 
+def test_a_name_without_its_certificate_is_none(site: Site) -> None:
+    """It is the certificate that callers are told apart by."""
+    assert site.caller(Call({"x509_common_name": [b"root"]})).identities == ("anonymous",)
+
+
 def test_tokens_of_both_kinds_are_identities(site: Site) -> None:
     """They come on top of what the certificate says."""
     assert site.caller(with_token(site.alice)).identities == ("token:alice",)

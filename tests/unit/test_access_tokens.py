@@ -72,14 +72,22 @@ def test_a_name_may_have_two_tokens(tmp_path: Path) -> None:
     assert [tokens.line(token, NOW) for token in (old, new)] == [old_line, new_line]
 
 
+def test_the_last_token_can_be_taken_out(tmp_path: Path) -> None:
+    """A comment is left, so that this is no file that is half written."""
+    token, _ = new_token("a")
+    file = tmp_path / "tokens"
+    file.write_text("# nobody\n")
+    assert read_tokens(file).line(token, NOW) is None
+
+
 SECRET = "election_" + "s" * 43
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "has no token in it"),
-        ("# nothing\n", "has no token in it"),
+        ("", "is empty"),
+        (" \n", "is empty"),
         ("worker-7", "line 1: 1 fields instead of NAME SHA256HEX"),
         (f"worker-7 {HASH} 2027-01-31T12:00:00Z more", "line 1: 4 fields"),
         (f"\nworker-7 {SECRET}", "line 2: the second field is not a SHA-256 hash"),

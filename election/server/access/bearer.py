@@ -87,11 +87,9 @@ class Bearers:
             issuer, audience = self._jwt.issuer, self._jwt.audience
             verified = self._keys.now().verify(token, issuer=issuer, audience=audience, now=self._clock.wall())
             return Shown(JWT + verified.subject, verified.expires)
-        raise BadToken(
-            "the bearer token is none that this server takes" + ("" if self._keys else ": it takes no JWTs")
-            if self
-            else "this server takes no bearer tokens: call without one"
-        )
+        if not self:
+            raise BadToken("this server takes no bearer tokens: call without one")
+        raise BadToken("the bearer token is none that this server takes" + ("" if self._keys else ": it takes no JWTs"))
 
     def is_withdrawn(self, identity: str) -> bool:
         """Whether the file has no token of this identity any more, though it may have had one."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,15 @@ from typing import Any
 import grpc.aio
 
 from election.clock import BootClock, Clock
-from election.errors import BadToken, ConfigError, ElectionError, Unauthenticated
+from election.errors import BadToken, ConfigError
 from election.reloaded import Reloaded
 from election.server.access.bearer import Bearers, JwtConfig
 from election.server.access.caller import ANONYMOUS, Caller
 from election.server.access.identity import authorization_of, bearer_token, certificate_identities
+from election.server.access.lasting import Lasting
 from election.server.access.limits import Limits, LimitsConfig
 from election.server.access.policy import PUBLIC, READ_ONLY, Granted, Policy
 from election.server.access.policy_file import read_policy
-from election.server.access.roles import Role
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -114,7 +113,7 @@ class Gate:
         known = self._known.get((certificate, authorization))
         if known is not None and (known.until_s is None or self._clock.wall().timestamp() < known.until_s):
             return known.granted
-        identities, until = certificate_identities(auth_context), None
+        identities, until = certificate_identities(auth_context) if certificate else (), None
         if authorization is not None:
             shown = self._bearers.shown(bearer_token(authorization))
             identities, until = (*identities, shown.identity), shown.until
@@ -132,38 +131,3 @@ class Gate:
             if self._bearers.is_withdrawn(identity):
                 raise BadToken(f"there is no token of {identity!r} any more: get a new one")
         return self._granted_to(identities)
-
-
-class Lasting:
-    """What a stream was allowed, and whether it still is.
-
-    The identities are those that the caller has shown at the beginning: a certificate or a token that expires ends no
-    stream. One that the policy gives no role any more does, and so does a token whose name is gone from its file.
-    """
-
-    def __init__(self, caller: Caller, again: Callable[[tuple[str, ...]], Granted]) -> None:
-        self._grants = caller.grants
-        self._again = again
-        self._needed: set[tuple[Role, str | None, str | None]] = set()
-        self.caller = caller if caller.grants is None else Caller(caller.identities, caller.peer, self)
-        """For the handler: what it requires of this one has to hold for as long as the stream does."""
-
-    def why_not(self, role: Role, *, election: str | None = None, agent: str | None = None) -> ElectionError | None:
-        """As `Granted` tells it; what is allowed is remembered."""
-        if self._grants is None:
-            return None
-        error = self._grants.why_not(role, election=election, agent=agent)
-        if error is None:
-            self._needed.add((role, election, agent))
-        return error
-
-    def lost(self) -> ElectionError | None:
-        """Why the stream must end, by the files as they are now; None when it may go on."""
-        if self._grants is None:
-            return None
-        try:
-            self._grants = self._again(self.caller.identities)
-        except Unauthenticated as error:
-            return error
-        errors = (self._grants.why_not(role, election=election, agent=agent) for role, election, agent in self._needed)
-        return next((error for error in errors if error is not None), None)

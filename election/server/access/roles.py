@@ -8,6 +8,8 @@ from typing import Any
 
 from election.resources import election_id
 
+_SHOWN = 200
+
 
 class Role(IntEnum):
     """The roles, ordered: a larger one may do everything that a smaller one may."""
@@ -19,7 +21,7 @@ class Role(IntEnum):
     CANDIDATE = 3
     """And campaigns."""
     ADMIN = 4
-    """And steps down, transfers, pauses, resumes, drains and reaps."""
+    """And drains, reaps and restores."""
 
     def __str__(self) -> str:
         return self.name.lower()
@@ -43,9 +45,9 @@ class Access:
         return election_id(getattr(request, self.election_field), field=self.election_field)
 
     def resource(self, request: Any) -> str:
-        """What a request is about, as it was written, for people; it is not checked."""
+        """What a request is about, for people: as it was written, unchecked, though not more of it than a line."""
         fields = (field for field in (self.election_field, self.agent_field) if field is not None)
-        return next((str(getattr(request, field)) for field in fields), "")
+        return next((str(getattr(request, field))[:_SHOWN] for field in fields), "")
 
 
 _ELECTION = Access(Role.READER, election_field="election")

@@ -7,7 +7,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -50,11 +50,11 @@ class Tokens:
     """The lines of a token file, by their hash."""
 
     lines: Mapping[str, TokenLine]
+    names: Set[str] = field(init=False)
+    """Everybody who has a token."""
 
-    @property
-    def names(self) -> Set[str]:
-        """Everybody who has a token."""
-        return {line.name for line in self.lines.values()}
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", frozenset(line.name for line in self.lines.values()))
 
     def line(self, token: str, now: datetime) -> TokenLine | None:
         """The line of a token that a caller has shown; None when there is none.
@@ -83,7 +83,10 @@ def read_tokens(file: Path) -> Tokens:
             somebody may have written a token where its hash belongs.
     """
     lines: dict[str, TokenLine] = {}
-    for number, text in enumerate(read_text(file).splitlines(), start=1):
+    whole = read_text(file)
+    if not whole.strip():  # it may be written at this moment
+        raise ConfigError(f"{file} is empty: `election token NAME` makes a token; a comment says that there is none")
+    for number, text in enumerate(whole.splitlines(), start=1):
         fields = text.partition("#")[0].split()
         if not fields:
             continue
@@ -94,8 +97,6 @@ def read_tokens(file: Path) -> Tokens:
         if line.sha256 in lines:
             raise ConfigError(f"{file} line {number}: the token of {line.name!r} is there twice")
         lines[line.sha256] = line
-    if not lines:  # a file that is written at this moment, or one that shuts everybody out
-        raise ConfigError(f"{file} has no token in it: `election token NAME` makes one")
     return Tokens(lines)
 
 
