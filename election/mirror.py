@@ -47,6 +47,9 @@ _RETRY_MAX_S = 2.0
 """Much less than what makes a view stale, so that a member that takes some seconds to start does not."""
 
 
+_AGES_PER_S = 100
+"""So many steps of a second are told apart."""
+
 _STEP_S = 0.25
 """Heartbeats that are due within so long are sent together: a wake-up for each would cost as much again."""
 
@@ -84,17 +87,21 @@ class Mirror:
 
     def source(self, revision: int | None = None) -> Source:
         """What is told at a revision, the present one where it is None, and how old that is."""
-        age_s = self._client.clock.now_s() - self.heard_at_s
-        return Source(self.cluster_id, self.revision if revision is None else revision, max(age_s, 0.0))
+        return Source(self.cluster_id, self.revision if revision is None else revision, self._age_s())
 
     def dated(self, event: LeaderEvent) -> LeaderEvent:
-        """A change, as old as it is when it is told, in whole ms; those who are told at once get the same one."""
-        age_s = math.ceil((self._client.clock.now_s() - self.heard_at_s) * 1e3) / 1e3
+        """A change, as old as it is when it is told; those who are told at once get the same one."""
+        age_s = self._age_s()
         told, dated = self._dated
         if told is not event or dated.source.age_s != age_s:
-            dated = replace(event, source=replace(event.source, age_s=max(age_s, 0.0)))
+            dated = replace(event, source=replace(event.source, age_s=age_s))
             self._dated = event, dated
         return dated
+
+    def _age_s(self) -> float:
+        """How long nothing was heard: no less, and at most a step more, so that answers to many are the same one."""
+        age_s = self._client.clock.now_s() - self.heard_at_s
+        return max(math.ceil(age_s * _AGES_PER_S) / _AGES_PER_S, 0.0) if self.listed.is_set() else age_s
 
     async def reach(self, revision: int) -> None:
         """Waits until everything up to a revision has been delivered.

@@ -37,9 +37,7 @@ class ElectionsServicer(services.ElectionsServicer):
     async def GetLeader(self, request: pb.GetLeaderRequest, context: Context) -> pb.GetLeaderResponse:
         """Tells who leads."""
         answer = await self._reader.leader(election_id(request.election), linearizable=request.linearizable)
-        return pb.GetLeaderResponse(
-            view=view_message(answer.source, self._namespace), leader=self._messages.leader(answer.value)
-        )
+        return self._messages.answer(answer)
 
     async def WatchLeader(
         self, request: pb.WatchLeaderRequest, context: Context

@@ -47,6 +47,7 @@ _WARM_UP_STREAMS = 50
 _LONGEST_S = 60.0
 _GIVE_UP_S = 5.0
 _SETTLE_S = 0.5
+_DEADLINE_S = 5.0
 _BEATING_S = 5.0
 
 
@@ -105,7 +106,11 @@ async def measure(cluster: EtcdCluster, streams: int, questions: int, tell: Call
         cpu_us: dict[str, list[float]] = {"ours": [], "empty": []}
         for block in range(_BLOCKS):
             for what in ("ours", "empty") if block % 2 else ("empty", "ours"):
-                ask: Callable[[], Any] = (lambda: stub.GetLeader(asked)) if what == "ours" else (lambda: empty_on(b""))
+                ask: Callable[[], Any] = (
+                    (lambda: stub.GetLeader(asked, timeout=_DEADLINE_S))
+                    if what == "ours"
+                    else (lambda: empty_on(b"", timeout=_DEADLINE_S))
+                )
                 rate, cpu = await _rate(ask, questions // _BLOCKS, api.pid if what == "ours" else bare.pid)
                 rates[what].append(rate)
                 cpu_us[what].append(cpu)
