@@ -100,7 +100,8 @@ class Candidate:
     async def observe(self) -> AsyncGenerator[LeaderEvent]:
         """Who leads this election now, or that nobody does, and then every change, vacancies included.
 
-        Whoever it is: this candidate, another, or another program's. It needs no `lead`, and a watch of its own.
+        Whoever it is: this candidate, another, or another program's. It needs no `lead`, and a watch of its own. Where
+        changes may have been missed, it is told as a RESET who leads then.
 
         Raises:
             EtcdError: etcd could not be asked at first; later such failures are waited out.

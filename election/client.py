@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self
 
 import grpc
 import grpc.aio
@@ -23,6 +23,7 @@ from election.clock import BootClock, Clock
 from election.config import AgentConfig, CandidateConfig, EtcdConfig, TlsConfig
 from election.conversation import Conversation
 from election.errors import ConfigError, RolledBack
+from election.paged import Asked, Told, all_pages, source_of
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import (
     NOT_REAPED,
@@ -51,27 +52,11 @@ ATTEMPT_TIMEOUT_S = 2.0
 """After this long without an answer the next server is asked."""
 
 HEARTBEAT_S = 5.0
-"""How often a server has to say on a silent watch that it is there, and that its view is fresh."""
+"""How often a server has to say on a silent watch that it is there, and that its view is fresh.
 
-
-class _PageRequest(Protocol):
-    """A request of ours for one page of a list."""
-
-    page_token: str
-
-
-class _Page(Protocol):
-    """An answer of ours that is one page of a list."""
-
-    @property
-    def view(self) -> pb.View: ...
-
-    @property
-    def next_page_token(self) -> str: ...
-
-
-PageReq = TypeVar("PageReq", bound=_PageRequest)
-Paged = TypeVar("Paged", bound=_Page)
+One that is silent for twice as long is left for the next one. A watch whose caller asks for heartbeats less often than
+this tells them as often all the same.
+"""
 
 
 def dial(
@@ -189,14 +174,16 @@ class Client:
         """The elections that somebody stands for, by name."""
         request = pb.ListElectionsRequest(linearizable=linearizable)
         pages = await self._pages(lambda server: server.elections.ListElections, request)
-        return Answer(tuple(messages.election_from(each) for page in pages for each in page.elections), _source(pages))
+        return Answer(
+            tuple(messages.election_from(each) for page in pages for each in page.elections), source_of(pages)
+        )
 
     async def candidates(self, election: str, *, linearizable: bool = False) -> Answer[tuple[Candidate, ...]]:
         """The candidates of one election, oldest first."""
         request = _request(pb.ListCandidatesRequest, election=election, linearizable=linearizable)
         pages = await self._pages(lambda server: server.elections.ListCandidates, request)
         found = (messages.candidate_from(each) for page in pages for each in page.candidates)
-        return Answer(tuple(found), _source(pages))
+        return Answer(tuple(found), source_of(pages))
 
     async def check_token(self, election: str, token: Token) -> Answer[TokenCheck]:
         """Whether the token is that of the present leader; the server asks etcd."""
@@ -214,7 +201,7 @@ class Client:
         request.linearizable = linearizable
         pages = await self._pages(lambda server: server.agents.ListAgents, request)
         found = (agent_messages.agent_from(each) for page in pages for each in page.agents)
-        return Answer(tuple(found), _source(pages))
+        return Answer(tuple(found), source_of(pages))
 
     async def agent(
         self, id: str, *, linearizable: bool = False
@@ -235,7 +222,7 @@ class Client:
         request = _request(pb.ListTombstonesRequest, agent=_named(agent))
         pages = await self._pages(lambda server: server.agents.ListTombstones, request)
         found = (agent_messages.tombstone_from(each) for page in pages for each in page.tombstones)
-        return Answer(tuple(found), _source(pages))
+        return Answer(tuple(found), source_of(pages))
 
     async def breaker(self) -> Answer[Breaker]:
         """Whether collectors may reap at present; the server asks etcd."""
@@ -262,7 +249,7 @@ class Client:
                     after_revision=told.after,
                     heartbeat=_heartbeat(heartbeat_s),
                 ),
-                silent_s=_silent_s(heartbeat_s),
+                silent_s=2 * HEARTBEAT_S,
             )
             try:
                 async with aclosing(streams):
@@ -290,7 +277,7 @@ class Client:
             streams = self._servers.streams(
                 lambda server: server.agents.WatchAgents,
                 lambda: _request(pb.WatchAgentsRequest, after_revision=told.after, heartbeat=_heartbeat(heartbeat_s)),
-                silent_s=_silent_s(heartbeat_s),
+                silent_s=2 * HEARTBEAT_S,
             )
             try:
                 async with aclosing(streams):
@@ -338,13 +325,8 @@ class Client:
         """What operators do with agents: drain, reap, restore."""
         return RemoteCare(self._servers)
 
-    async def _pages(self, method: Unary[PageReq, Paged], request: PageReq) -> list[Paged]:
-        """All pages of a list, each from whichever server answers."""
-        pages = [await self._answer(method, request)]
-        while token := pages[-1].next_page_token:
-            request.page_token = token
-            pages.append(await self._answer(method, request))
-        return pages
+    async def _pages(self, method: Unary[Asked, Told], request: Asked) -> list[Told]:
+        return await all_pages(partial(self._answer, method), request)
 
     async def _answer(self, method: Unary[Req, Resp], request: Req) -> Resp:
         try:
@@ -373,20 +355,8 @@ def _request(kind: Callable[..., Req], **fields: Any) -> Req:
 def _heartbeat(asked_s: float | None) -> Duration:
     """How often the server is to give a sign of life: it is asked for one though nobody wants to be told."""
     heartbeat = Duration()
-    heartbeat.FromNanoseconds(round((HEARTBEAT_S if asked_s is None else asked_s) * 1e9))
+    heartbeat.FromNanoseconds(round(min(HEARTBEAT_S, asked_s or HEARTBEAT_S) * 1e9))
     return heartbeat
-
-
-def _silent_s(asked_s: float | None) -> float:
-    """How long a stream may be silent: one heartbeat may come late."""
-    return 2 * (HEARTBEAT_S if asked_s is None else asked_s)
-
-
-def _source(pages: Sequence[Paged]) -> Source:
-    """That of a list of several pages: what it holds throughout was so at the oldest."""
-    sources = [messages.source_from(page.view) for page in pages]
-    oldest = min(sources, key=lambda source: source.revision)
-    return replace(oldest, age_s=max(source.age_s for source in sources))
 
 
 def _source_in(error: grpc.aio.AioRpcError) -> Source:

@@ -7,7 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 from election import wire
 from election.errors import BadField, LossReason
 from election.pb.election.v1 import election_pb2 as pb
-from election.reader import LeaderEvent, LeaderEventKind, Source
+from election.reader import Answer, LeaderEvent, LeaderEventKind, Source
 from election.records import Candidate, Election, Leader
 from election.resources import candidate_name, election_name, leader_name
 from election.token import Token
@@ -26,6 +26,9 @@ _LEADER_KINDS = {
     LeaderEventKind.RESET: pb.WatchLeaderResponse.KIND_RESET,
     LeaderEventKind.HEARTBEAT: pb.WatchLeaderResponse.KIND_HEARTBEAT,
 }
+
+_MOST_LEADERS = 1_000
+"""Of so many elections a message is kept."""
 
 SHORTEST_HEARTBEAT_S, LONGEST_HEARTBEAT_S = 1.0, 300.0
 
@@ -83,12 +86,45 @@ def election_message(election: Election) -> pb.Election:
     )
 
 
-def leader_event_message(event: LeaderEvent, namespace: str = "") -> pb.WatchLeaderResponse:
-    """One message of WatchLeader."""
-    leader = leader_message(event.leader) if event.leader else None
-    return pb.WatchLeaderResponse(
-        view=view_message(event.source, namespace), kind=_LEADER_KINDS[event.kind], leader=leader
-    )
+class LeaderMessages:
+    """The messages of leaders, made once each: many ask for the same one, or watch it, and it changes seldom."""
+
+    def __init__(self, namespace: str = "") -> None:
+        self._namespace = namespace
+        self._leaders: dict[str, tuple[Leader, pb.Leader]] = {}
+        self._answered: dict[str, tuple[Leader, Source, pb.GetLeaderResponse]] = {}
+        self._told: tuple[LeaderEvent, pb.WatchLeaderResponse] | None = None
+
+    def leader(self, leader: Leader | None) -> pb.Leader | None:
+        """The candidate that leads, as `leader_message` has it."""
+        if leader is None:
+            return None
+        made = self._leaders.get(leader.election)
+        if made is None or made[0] is not leader:
+            if len(self._leaders) >= _MOST_LEADERS:
+                self._leaders.clear()
+                self._answered.clear()
+            made = self._leaders[leader.election] = leader, leader_message(leader)
+        return made[1]
+
+    def answer(self, answer: Answer[Leader | None]) -> pb.GetLeaderResponse:
+        """The answer of GetLeader: the same one to all who ask within one step of the view's age."""
+        leader, source = answer.value, answer.source
+        if leader is None:
+            return pb.GetLeaderResponse(view=view_message(source, self._namespace))
+        made = self._answered.get(leader.election)
+        if made is None or made[0] is not leader or made[1] != source:
+            view, told = view_message(source, self._namespace), self.leader(leader)
+            made = leader, source, pb.GetLeaderResponse(view=view, leader=told)
+            self._answered[leader.election] = made
+        return made[2]
+
+    def event(self, event: LeaderEvent) -> pb.WatchLeaderResponse:
+        """One message of WatchLeader."""
+        if self._told is None or self._told[0] is not event:
+            view, leader = view_message(event.source, self._namespace), self.leader(event.leader)
+            self._told = event, pb.WatchLeaderResponse(view=view, kind=_LEADER_KINDS[event.kind], leader=leader)
+        return self._told[1]
 
 
 def loss_message(reason: LossReason) -> pb.LossReason.ValueType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -46,6 +47,21 @@ _RETRY_MAX_S = 2.0
 """Much less than what makes a view stale, so that a member that takes some seconds to start does not."""
 
 
+_AGES_PER_S = 100
+"""So many steps of a second are told apart."""
+
+_STEP_S = 0.25
+"""Heartbeats that are due within so long are sent together: a wake-up for each would cost as much again."""
+
+
+def in_step(heartbeat_s: float | None) -> float | None:
+    """How long to wait for a heartbeat, so that all that are due at about the same time are due at the same."""
+    if heartbeat_s is None:
+        return None
+    now_s = asyncio.get_running_loop().time()
+    return math.ceil((now_s + heartbeat_s) / _STEP_S) * _STEP_S - now_s
+
+
 class Mirror:
     """What is below a prefix, as one watch shows it; `follow` runs for as long as it is to be kept true."""
 
@@ -63,14 +79,29 @@ class Mirror:
         self._history = LeaderHistory()
         self._leaders: dict[str, Published[LeaderEvent | None]] = {}  # of the elections that somebody watches
         self._agents: Published[AgentEvent | None] = Published(None)
+        self._beat = LeaderEvent(LeaderEventKind.HEARTBEAT, None, Source(0, 0, 0.0))
+        self._dated = self._beat, self._beat
         self._reached = Published(0)
 
     # --- what readers ask --------------------------------------------------------------------------------------
 
     def source(self, revision: int | None = None) -> Source:
         """What is told at a revision, the present one where it is None, and how old that is."""
+        return Source(self.cluster_id, self.revision if revision is None else revision, self._age_s())
+
+    def dated(self, event: LeaderEvent) -> LeaderEvent:
+        """A change, as old as it is when it is told; those who are told at once get the same one."""
+        age_s = self._age_s()
+        told, dated = self._dated
+        if told is not event or dated.source.age_s != age_s:
+            dated = replace(event, source=replace(event.source, age_s=age_s))
+            self._dated = event, dated
+        return dated
+
+    def _age_s(self) -> float:
+        """How long nothing was heard: no less, and at most a step more, so that answers to many are the same one."""
         age_s = self._client.clock.now_s() - self.heard_at_s
-        return Source(self.cluster_id, self.revision if revision is None else revision, max(age_s, 0.0))
+        return max(math.ceil(age_s * _AGES_PER_S) / _AGES_PER_S, 0.0) if self.listed.is_set() else age_s
 
     async def reach(self, revision: int) -> None:
         """Waits until everything up to a revision has been delivered.
@@ -109,10 +140,11 @@ class Mirror:
                 if not missed and heartbeat_s is not None:
                     yield self._heartbeat(after)
                 while True:
-                    is_told = await reading.wait(heartbeat_s)
-                    change = reading.next() if is_told else None
-                    after = None if change else after
-                    yield change or self._heartbeat(after)
+                    if not await reading.wait(in_step(heartbeat_s)):
+                        yield self._heartbeat(after)
+                    elif (change := reading.next()) is not None and not _is_seen(change, after):
+                        after = None
+                        yield change
         finally:
             if not published.has_readers:
                 self._leaders.pop(election, None)
@@ -126,9 +158,14 @@ class Mirror:
         return (LeaderEvent(kind, leader, self._source_now()),)
 
     def _heartbeat(self, after: int | None) -> LeaderEvent:
-        """Nothing has happened, nor up to the revision after which a watch goes on, which this mirror has reached."""
+        """Nothing has happened, nor up to the revision after which a watch goes on, which this mirror has reached.
+
+        It is the same one for all watches, of whichever election, until something happens.
+        """
         source = replace(self._source_now(), revision=max(self.revision, after or 0))
-        return LeaderEvent(LeaderEventKind.HEARTBEAT, None, source)
+        if self._beat.source != source:
+            self._beat = LeaderEvent(LeaderEventKind.HEARTBEAT, None, source)
+        return self._beat
 
     def agent_events(self) -> Reading[AgentEvent | None]:
         """Every change of an agent after the call, and a RESET where some are not known."""
@@ -230,6 +267,11 @@ class Mirror:
 
     def _source_now(self) -> Source:
         return Source(self.cluster_id, self.revision, 0.0)
+
+
+def _is_seen(change: LeaderEvent, after: int | None) -> bool:
+    """Whether a change is not after a revision that was reached: signs of life can run ahead of it (etcd #15220)."""
+    return after is not None and change.kind is not LeaderEventKind.RESET and change.source.revision <= after
 
 
 def _same_terms(before: Model, after: Model) -> frozenset[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from election.agent_records import Agent, AgentState, StateEntry, Tombstone
+from election.agent_watch import AgentWatch
 from election.breaker import Breaker
 from election.errors import ConfigError, ViewStale
 from election.etcd import txn
@@ -18,21 +18,18 @@ from election.etcd.client import EtcdClient, Repeat
 from election.etcd.listing import list_all
 from election.keys import REGISTRATION, Keyspace, TombstoneKey
 from election.mirror import Mirror
-from election.model import Kept, Model
+from election.model import Model
 from election.pb.etcd.kv_pb2 import KeyValue
 from election.reader import (
     MAX_AGE_S,
     NOT_REAPED,
     AgentEvent,
-    AgentEventKind,
     AgentFilter,
     Answer,
     LeaderEvent,
     LeaderEventKind,
     Source,
     TokenCheck,
-    complete_up_to,
-    reaped_event,
 )
 from election.records import Candidate, Election, Leader, leader_of
 from election.token import Token
@@ -124,6 +121,10 @@ class View:
 
     async def leader(self, election: str, *, linearizable: bool = False) -> Answer[Leader | None]:
         """Who leads, from memory."""
+        if (
+            not linearizable and (leader := self._mirror.model.leader(election)) is not None
+        ):  # so the name is a good one
+            return Answer(leader, self.source())
         model, source = await self._model(self._keyspace.campaign(election), linearizable=linearizable)
         return Answer(model.leader(election), source)
 
@@ -137,7 +138,7 @@ class View:
         """The candidates of one election, from memory."""
         model, source = await self._model(self._keyspace.campaign(election), linearizable=linearizable)
         queue = model.elections.get(election, {}).values()
-        return Answer(tuple(sorted(queue, key=lambda candidate: candidate.created)), source)
+        return Answer(tuple(sorted(queue, key=lambda candidate: (candidate.created, candidate.key))), source)
 
     async def check_token(self, election: str, token: Token) -> Answer[TokenCheck]:
         """Whether the token is that of the present leader: one linearizable read of etcd."""
@@ -245,7 +246,7 @@ class View:
             async for event in events:
                 if event.kind is LeaderEventKind.HEARTBEAT:
                     self.source()
-                yield replace(event, source=self._mirror.source(event.source.revision))
+                yield self._mirror.dated(event)
 
     async def watch_agents(
         self, *, after: int | None = None, heartbeat_s: float | None = None
@@ -266,52 +267,10 @@ class View:
         if after is not None:
             await self._mirror.reach(_revision(after))
         self.source()
-        times_set_back, is_reset = self._mirror.times_set_back, False
-        while True:
-            if self._mirror.times_set_back != times_set_back:
-                times_set_back, after = self._mirror.times_set_back, None
-            async with aclosing(self._watch_agents_unbroken(after, heartbeat_s, is_reset)) as events:
-                async for event in events:
-                    after = event.source.revision
-                    yield event
-            is_reset = True
-
-    async def _watch_agents_unbroken(
-        self, after: int | None, heartbeat_s: float | None, is_reset: bool
-    ) -> AsyncGenerator[AgentEvent]:
-        """A watch that ends when the view has missed changes."""
-        with self._mirror.agent_events() as changes:
-            # Nothing is awaited between the registration and the end of these lines: they are of one revision.
-            present = {agent.id: agent for agent in self._mirror.model.present()}
-            missed = () if after is None else self._mirror.model.kept_after(after)
-            source = self._mirror.source()
-            if is_reset:
-                yield AgentEvent(AgentEventKind.RESET, None, self._mirror.source(after))
-            async with aclosing(self._reaped(missed, present, source)) as reaped:
-                async for event in reaped:
-                    yield event
-            source = replace(source, revision=max(source.revision, after or 0))
-            for agent in present.values():
-                yield AgentEvent(AgentEventKind.PRESENT, agent, source)
-            yield AgentEvent(AgentEventKind.SYNCED, None, source)
-            while True:
-                if not await changes.wait(heartbeat_s):
-                    yield AgentEvent(AgentEventKind.HEARTBEAT, None, self.source())
-                elif (change := changes.next()) is None or change.kind is AgentEventKind.RESET:
-                    return
-                else:
-                    yield change
-
-    async def _reaped(
-        self, missed: Sequence[Kept], present: Mapping[str, Agent], source: Source
-    ) -> AsyncGenerator[AgentEvent]:
-        """What was reaped before a watch began, in order, from the tombstones."""
-        complete = {kept.key: revision for revision, kept in complete_up_to((kept.revision, kept) for kept in missed)}
-        async with aclosing(read_tombstones(self._client, self._keyspace, missed)) as batches:
-            async for batch in batches:
-                for kept, tombstone in batch:
-                    at = replace(source, revision=complete[kept.key])
-                    yield reaped_event(tombstone, None, present.get(tombstone.agent), at)
+        watch = AgentWatch(self._client, self._keyspace, self._mirror, self.source, heartbeat_s)
+        async with aclosing(watch.events(after)) as events:
+            async for event in events:
+                yield event
 
 
 def _revision(after: int) -> int:

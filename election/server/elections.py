@@ -7,16 +7,14 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from election.messages import (
+    LeaderMessages,
     candidate_message,
     election_message,
     heartbeat_from,
-    leader_event_message,
-    leader_message,
     view_message,
 )
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
-from election.records import Leader
 from election.resources import election_id
 from election.server.access.caller import current_caller
 from election.server.access.roles import Role
@@ -34,11 +32,12 @@ class ElectionsServicer(services.ElectionsServicer):
         self._reader = reader
         self._campaigns = campaigns
         self._namespace = reader.namespace
+        self._messages = LeaderMessages(reader.namespace)
 
     async def GetLeader(self, request: pb.GetLeaderRequest, context: Context) -> pb.GetLeaderResponse:
         """Tells who leads."""
         answer = await self._reader.leader(election_id(request.election), linearizable=request.linearizable)
-        return pb.GetLeaderResponse(view=view_message(answer.source, self._namespace), leader=_leader(answer.value))
+        return self._messages.answer(answer)
 
     async def WatchLeader(
         self, request: pb.WatchLeaderRequest, context: Context
@@ -49,7 +48,7 @@ class ElectionsServicer(services.ElectionsServicer):
         watch = self._reader.watch_leader(election, after=after, heartbeat_s=heartbeat_s)
         async with aclosing(watch) as events:
             async for event in events:
-                yield leader_event_message(event, self._namespace)
+                yield self._messages.event(event)
 
     async def ListElections(self, request: pb.ListElectionsRequest, context: Context) -> pb.ListElectionsResponse:
         """Lists the elections that the caller may read."""
@@ -64,9 +63,9 @@ class ElectionsServicer(services.ElectionsServicer):
 
     async def ListCandidates(self, request: pb.ListCandidatesRequest, context: Context) -> pb.ListCandidatesResponse:
         """Lists the candidates of one election."""
-        page = Page[pb.Candidate](request, "candidates", int)
+        page = Page[pb.Candidate](request, "candidates", int, str)
         answer = await self._reader.candidates(election_id(request.election), linearizable=request.linearizable)
-        page.fill(answer.value, lambda candidate: (candidate.created,), candidate_message)
+        page.fill(answer.value, lambda candidate: (candidate.created, candidate.key), candidate_message)
         return pb.ListCandidatesResponse(
             view=view_message(answer.source, self._namespace), candidates=page.items, next_page_token=page.next_token
         )
@@ -77,7 +76,7 @@ class ElectionsServicer(services.ElectionsServicer):
         return pb.CheckTokenResponse(
             view=view_message(answer.source, self._namespace),
             current=answer.value.current,
-            leader=_leader(answer.value.leader),
+            leader=self._messages.leader(answer.value.leader),
         )
 
     def Campaign(
@@ -87,7 +86,3 @@ class ElectionsServicer(services.ElectionsServicer):
         if self._campaigns is None:
             raise NotImplementedError
         return self._campaigns.serve(requests)
-
-
-def _leader(leader: Leader | None) -> pb.Leader | None:
-    return None if leader is None else leader_message(leader)

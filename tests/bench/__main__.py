@@ -18,14 +18,16 @@ from rich.table import Table
 
 from election.dev.etcd import EtcdCluster
 from election.errors import ElectionError
-from tests.bench import agents, fencing, handover, reaping, takeover
+from tests.bench import agents, fencing, handover, readers, reaping, takeover
 from tests.bench.samples import PERCENTILES, Measured
 
-PARTS = ("handover", "takeover", "fencing", "agents", "reaping", "idle")
+PARTS = ("handover", "takeover", "fencing", "agents", "reaping", "idle", "readers")
 _TAKEOVERS = 6
 _WRITES_PER_RUN = 5
 _AGENTS_PER_RUN = 50
 _REAPING_ROUNDS = 4
+_STREAMS_PER_RUN = 5
+_QUESTIONS_PER_RUN = 100
 
 
 @click.command()
@@ -36,6 +38,7 @@ _REAPING_ROUNDS = 4
     default=200,
     show_default=True,
     help=f"Handovers of each program; {_WRITES_PER_RUN} times as many writes, {_AGENTS_PER_RUN} times as many agents, "
+    f"{_STREAMS_PER_RUN} times as many streams, {_QUESTIONS_PER_RUN} times as many questions, "
     f"and at most {_TAKEOVERS} takeovers.",
 )
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
@@ -54,6 +57,9 @@ def main(only: Sequence[str], runs: int, output: str) -> None:
     reaping: how fast the collector reaps as many that are gone at once, beside bare transactions.
 
     idle: the CPU time that a collector takes with 100, 1,000 and 10,000 agents while nothing happens.
+
+    readers: how fast 1,000 streams of one server of the API hear of a new leader beside as many of etcd's Observe, how
+    many questions it answers beside empty ones, and what memory an idle stream needs.
     """
     try:
         document, measured = asyncio.run(_measure([part for part in PARTS if not only or part in only], runs))
@@ -83,6 +89,9 @@ async def _measure(parts: Sequence[str], runs: int) -> tuple[dict[str, Any], dic
                         measured[part] = await agents.measure(cluster, runs * _AGENTS_PER_RUN, _tell)
                     case "reaping":
                         measured[part] = await reaping.measure(cluster, runs * _AGENTS_PER_RUN, _REAPING_ROUNDS, _tell)
+                    case "readers":
+                        streams, questions = runs * _STREAMS_PER_RUN, runs * _QUESTIONS_PER_RUN
+                        measured[part] = await readers.measure(cluster, streams, questions, _tell)
                     case "idle":
                         measured[part] = await reaping.measure_idle(cluster, _tell)
             about = {

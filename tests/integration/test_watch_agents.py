@@ -318,7 +318,7 @@ async def test_agents_are_listed_as_they_are_asked_for(store: Store, fleet: Flee
         assert await ids(*AgentState, zone="y", gpu="") == "d"
         assert await ids(*AgentState, gpu="3") == ""
         assert (await client.agents(AgentFilter(frozenset()))).value == ()
-        [reaped] = (await client.agents(AgentFilter(frozenset({AgentState.REAPED})))).value
+        [reaped] = (await client.agents(AgentFilter(frozenset({AgentState.REAPED})), linearizable=True)).value
         assert (reaped.address, dict(reaped.labels)) == ("d:1", {"zone": "y", "gpu": "2"})
         async with grpc.aio.insecure_channel(server.address) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as refused:

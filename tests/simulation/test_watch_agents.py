@@ -235,6 +235,27 @@ async def test_a_view_that_has_not_come_so_far_waits_until_it_has() -> None:
 
 
 @virtual
+async def test_signs_of_life_are_never_of_before_what_was_told() -> None:
+    """Whoever goes on after one is told nothing again, and misses nothing."""
+    async with viewing(world()) as (_, view, fleet):
+        await fleet.join("a")
+        seen = (await fleet.client.put(b"elsewhere", b"")).header.revision
+        async with aclosing(view.watch_agents(after=seen, heartbeat_s=1.0)) as events:
+            began = [await anext(events) for _ in range(4)]
+            assert short(began) == [
+                ("present", "a", seen),
+                ("synced", "", seen),
+                ("heartbeat", "", seen),
+                ("heartbeat", "", seen),
+            ]
+            await fleet.die("a")
+            assert short([await anext(events), await anext(events)]) == [
+                ("stale", "a", seen + 1),
+                ("heartbeat", "", seen + 1),
+            ]
+
+
+@virtual
 async def test_a_view_that_stays_behind_says_so() -> None:
     """It tells nothing of a past that its caller has left behind; what it missed, it tells when it has caught up."""
     here = world()

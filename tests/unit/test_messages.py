@@ -185,7 +185,7 @@ def test_a_state_that_nobody_knows_cannot_be_asked_for(state: int) -> None:
 @given(st.builds(LeaderEvent, kind=st.sampled_from(LeaderEventKind), leader=st.none() | leaders, source=sources))
 def test_a_leader_event_arrives_as_it_was(event: LeaderEvent) -> None:
     """Each kind, with a leader or without."""
-    assert messages.leader_event_from(messages.leader_event_message(event)) == event
+    assert messages.leader_event_from(messages.LeaderMessages().event(event)) == event
 
 
 @given(
