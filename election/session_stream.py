@@ -65,7 +65,7 @@ class SessionStream:
                 async with self._writing:
                     if self.error is None:
                         await self._write(pb.SessionRequest(sequence=sequence, **action))
-                if self.error is not None:
+                if self.error is not None and not answer.done():  # an answer can be faster than the end of its write
                     raise self.error
                 return await answer
         except TimeoutError:

@@ -19,6 +19,7 @@ from election.pb.election.v1 import election_pb2 as pb
 from election.registration import Registration
 from election.remote import ServerUnavailable
 from election.session import Session
+from election.session_stream import SessionStream
 from tests.fake.clock import virtual
 from tests.fake.etcd import FakeEtcd
 from tests.simulation.halls import Hosts, halls_in
@@ -371,6 +372,26 @@ async def test_a_write_that_nobody_confirms_says_so() -> None:
             hall.resume()
         await session.put("n", "2")
         assert stored(here.etcd, "n") == b"2"
+
+
+@virtual
+async def test_an_answer_counts_that_comes_before_its_request_is_seen_to_be_written() -> None:
+    """Also where it is the last one of its stream, as that to `leave` is."""
+    here = world()
+    async with halls_in(here) as hosts:
+        line = hosts.call()
+        write = line.write
+
+        async def slow(request: pb.SessionRequest) -> None:
+            await write(request)
+            await asyncio.sleep(1)
+
+        line.write = slow  # type: ignore[method-assign]
+        stream = SessionStream(line)
+        await stream.ask(5, open=pb.SessionRequest.Open(agent="w", secret=b"s" * 16))
+        assert (await stream.ask(5, leave=pb.SessionRequest.Leave())).HasField("left")
+        assert stream.is_over
+        await stream.close()
 
 
 def test_settings_that_a_session_cannot_have_are_refused() -> None:
