@@ -58,10 +58,10 @@ def stand(*, sequence: int = 1, **fields: Any) -> Request:
 
 
 @asynccontextmanager
-async def served(store: Store) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def served(store: Store, *, collect: bool = False) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """A server that is a process of its own, and its address."""
     where = ("--endpoints", ",".join(store.config.endpoints), "--namespace", store.keyspace.namespace)
-    serve = ("serve", "--grpc-port", "0", "--no-collect", "-o", "json")
+    serve = ("serve", "--grpc-port", "0", "--collect" if collect else "--no-collect", "-o", "json")
     command = bound_to_this_process([sys.executable, "-m", "election.cli", *serve, *where])
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:

@@ -1,0 +1,119 @@
+"""A server of the API is killed under a crowd: everybody is back at another one, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+
+from election.client import Client
+from election.config import AgentConfig
+from election.dev.etcd import EtcdCluster
+from election.errors import ElectionError
+from election.reader import LeaderEventKind
+from election.store import Store, connect
+from election.term import Term
+from tests.integration.test_campaigns import First, served
+
+WATCHERS, SESSIONS, CLIENTS = 1_000, 200, 10
+TERMS = 12
+GAP = range(4, 8)
+WAIT_S = 60.0
+
+
+async def test_a_thousand_watchers_and_two_hundred_sessions_outlive_their_server(
+    etcd_cluster: EtcdCluster, namespace: str
+) -> None:
+    """No term is missed, every session keeps its lease and incarnation, and no agent is reaped."""
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(connect(etcd_cluster.endpoints, namespace=namespace))
+        process, first = await stack.enter_async_context(served(store, collect=True))
+        other, second = await stack.enter_async_context(served(store, collect=True))
+        made = [Client([first, second], rng=First()) for _ in range(CLIENTS)]
+        clients = [await stack.enter_async_context(client) for client in made]
+        config = AgentConfig(ttl_s=20)
+        sessions = [clients[number % CLIENTS].session(f"w{number}", config=config) for number in range(SESSIONS)]
+        await asyncio.gather(*(stack.enter_async_context(session) for session in sessions))
+        before = [session.check() for session in sessions]
+        reign = await stack.enter_async_context(reigning(store))
+        crowd = await stack.enter_async_context(watching(clients))
+        for number in range(TERMS):
+            if number == GAP[0]:
+                assert {client.address for client in clients} == {first}
+                other.send_signal(signal.SIGSTOP)  # nobody is told the next terms when they begin
+                process.kill()
+            if number == GAP[-1]:
+                other.send_signal(signal.SIGCONT)
+            await reign.next()
+        async with asyncio.timeout(WAIT_S):
+            while any(tokens[-1] != reign.tokens[-1] for tokens in crowd):
+                await asyncio.sleep(0.1)
+        assert {client.address for client in clients} == {second}
+        missed = [tokens for tokens in crowd if tokens != reign.tokens]
+        assert not missed, f"{len(missed)} of {WATCHERS} have missed a term: {missed[0]} of {reign.tokens}"
+        await asyncio.sleep(config.ttl_s)  # who had not come back would be dead by now
+        assert [session.check() for session in sessions] == before
+        assert not (await store.client.list(store.keyspace.reaped_prefix)).kvs
+
+
+class Reign:
+    """Two candidates that hand the leadership to each other; `tokens` are those of all terms so far."""
+
+    def __init__(self, store: Store) -> None:
+        self.tokens: list[int] = []
+        self.begun: asyncio.Queue[int] = asyncio.Queue()
+        self.candidates = [store.candidate("crowded", id=name) for name in ("a", "b")]
+
+    async def work(self, term: Term) -> None:
+        self.begun.put_nowait(int(term.token))
+        await asyncio.Event().wait()
+
+    async def next(self) -> None:
+        """The next term begins."""
+        async with asyncio.timeout(WAIT_S):
+            while self.begun.empty():
+                for candidate in self.candidates:
+                    with suppress(ElectionError):  # it does not lead, or nobody waits yet
+                        candidate.hand_over()
+                await asyncio.sleep(0.2)
+            self.tokens.append(await self.begun.get())
+
+
+@asynccontextmanager
+async def reigning(store: Store) -> AsyncIterator[Reign]:
+    """Somebody leads, and somebody waits."""
+    reign = Reign(store)
+    standing = [asyncio.create_task(candidate.lead(reign.work)) for candidate in reign.candidates]
+    try:
+        await reign.next()
+        yield reign
+    finally:
+        for task in standing:
+            task.cancel()
+        await asyncio.wait(standing)
+
+
+@asynccontextmanager
+async def watching(clients: list[Client]) -> AsyncIterator[list[list[int]]]:
+    """What each watcher has been told: the token of every term, in order."""
+    crowd: list[list[int]] = [[] for _ in range(WATCHERS)]
+
+    async def watch(client: Client, tokens: list[int]) -> None:
+        async with aclosing(client.watch_leader("crowded")) as events:
+            async for event in events:
+                assert event.kind is not LeaderEventKind.RESET, "something may have been missed"
+                if event.kind is LeaderEventKind.ELECTED and event.leader is not None:
+                    tokens.append(int(event.leader.token))
+
+    tasks = [asyncio.create_task(watch(clients[n % len(clients)], tokens)) for n, tokens in enumerate(crowd)]
+    try:
+        async with asyncio.timeout(WAIT_S):
+            while not all(crowd):
+                await asyncio.sleep(0.1)
+        yield crowd
+        assert not [task for task in tasks if task.done()], "a watcher has given up"
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
