@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from election.fencing.rpc_server_aio import AioServerFence
     from election.fencing.txn import fenced_delete, fenced_put, fenced_txn, guard
     from election.highwater import FileHighWater, MemoryHighWater
-    from election.leader_calls import LeaderChanged, NotSent
     from election.leader_client import LeaderClient
+    from election.leader_errors import LeaderChanged, NotSent
     from election.leader_routes import LeaderChannel, leader_channel
     from election.reader import Reader
     from election.remote import ServerUnavailable
@@ -117,7 +117,7 @@ __all__ = [
 
 _PARTS = (
     "agents candidate client collector.collector config errors highwater fencing.highwater_etcd fencing.rpc "
-    "fencing.rpc_client fencing.rpc_server fencing.rpc_server_aio fencing.txn leader_calls leader_client "
+    "fencing.rpc_client fencing.rpc_server fencing.rpc_server_aio fencing.txn leader_client leader_errors "
     "leader_routes reader remote session store term token views "
     "fencing.highwater_sqlite"  # the last one: a Python can be without sqlite3
 )

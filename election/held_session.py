@@ -3,7 +3,8 @@
 What it takes lies in etcd, on the agent's lease: the hash of the secret, in a key that is written in the transaction
 that registers, and written anew whenever the session is opened. Every write compares that key's mod revision. So
 whoever has opened the session last can write, and nobody who held it before: what such a one has still under way is
-refused, however late it arrives.
+refused, however late it arrives. An etcd that is full takes no such write, and any other neither; then the key is
+written anew before the first write that comes after.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Self
 
 from election.agent_records import AgentRecord, checked_key, checked_value
 from election.config import AgentConfig
-from election.errors import AgentLost, EtcdError, LeaseNotFound, SessionMoved
+from election.errors import AgentLost, EtcdError, LeaseNotFound, NoSpace, SessionMoved
 from election.etcd import txn
 from election.etcd.client import EtcdClient, Repeat
 from election.etcd.lease import grant, let_go
@@ -50,11 +51,15 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What there is after a session was opened: `mark` is the mod revision of its key, `ttl_s` what etcd granted."""
+    """What there is after a session was opened: `mark` is the mod revision of its key, `ttl_s` what etcd granted.
+
+    `taken` says that the key was written for whoever has opened it now, so that nobody else can write.
+    """
 
     record: AgentRecord
     registration: Registration
     mark: int
+    taken: bool
     ttl_s: int
     resumed: bool
     draining: bool
@@ -86,13 +91,16 @@ class HeldSession:
     anew, and EtcdError when etcd could not be used.
     """
 
-    def __init__(self, client: EtcdClient, renewer: Renewer, keyspace: Keyspace, opened: Opened) -> None:
+    def __init__(self, client: EtcdClient, renewer: Renewer, keyspace: Keyspace, opened: Opened, digest: bytes) -> None:
         self.agent = opened.record.id
         self.opened = opened
+        self.mark = opened.mark
         self.incarnation = opened.registration.incarnation
         self._client = client
         self._renewer = renewer
         self._keyspace = keyspace
+        self._digest = digest
+        self._taken = opened.taken
         self._alive_until_s = client.clock.now_s() + opened.ttl_s
 
     async def renew(self) -> rpc.LeaseKeepAliveResponse:
@@ -131,16 +139,19 @@ class HeldSession:
         return self._keyspace.state(self.agent, checked_key(key))
 
     async def _write(self, operation: rpc.RequestOp) -> rpc.ResponseHeader:
-        alive = self._keyspace.alive(self.agent)
-        own = [
-            txn.created_at(alive, self.incarnation),
-            txn.modified_at(self._keyspace.session(self.agent), self.opened.mark),
-        ]
-        answer = await self._client.txn(own, [operation], [txn.head(alive)])
+        alive, session = self._keyspace.alive(self.agent), self._keyspace.session(self.agent)
+        if not self._taken:
+            taken = await _take(self._client, session, self._own(), self._digest, self.opened.registration.lease)
+            if taken is not None:  # else the write is refused as well, and finds out why
+                self.mark, self._taken = taken.revision, True
+        answer = await self._client.txn(self._own(), [operation], [txn.head(alive)])
         if answer.succeeded:
             return answer.header
         found = answer.responses[0].response_range.kvs
         raise self.moved() if found and found[0].create_revision == self.incarnation else self.lost()
+
+    def _own(self) -> list[rpc.Compare]:
+        return _held(self._keyspace, self.agent, self.incarnation, self.mark)
 
 
 async def open_session(client: EtcdClient, renewer: Renewer, keyspace: Keyspace, opening: Opening) -> HeldSession:
@@ -170,7 +181,7 @@ async def open_session(client: EtcdClient, renewer: Renewer, keyspace: Keyspace,
         else:
             raise exists(opening.record.id)
         if opened is not None:
-            return HeldSession(client, renewer, keyspace, opened)
+            return HeldSession(client, renewer, keyspace, opened, opening.digest)
     raise EtcdError(f"agent {opening.record.id!r} comes and goes all the time: its session could not be opened")
 
 
@@ -202,7 +213,7 @@ async def _register(client: EtcdClient, keyspace: Keyspace, opening: Opening, *,
             return None
         incarnation = found[0].create_revision
     registration = Registration(incarnation, lease.id)
-    return Opened(record, registration, incarnation, lease.ttl_s, False, draining, answer.header)
+    return Opened(record, registration, incarnation, True, lease.ttl_s, False, draining, answer.header)
 
 
 async def _resume(
@@ -212,23 +223,34 @@ async def _resume(
     assert found.alive is not None
     assert found.session is not None
     agent, registration = opening.record.id, Registration(found.alive.create_revision, found.alive.lease)
-    session = keyspace.session(agent)
-    seen = [
-        txn.created_at(keyspace.alive(agent), registration.incarnation),
-        txn.modified_at(session, found.session.mod_revision),
-    ]
+    seen, taken = found.session.mod_revision, True
+    held = _held(keyspace, agent, registration.incarnation, seen)
     try:
-        # A second execution is refused, since the first one has changed the key: then it is looked again.
-        marked = await client.txn(
-            seen, [txn.put(session, opening.digest, lease=registration.lease)], repeat=Repeat.SAFE
-        )  # fmt: skip
-        if not marked.succeeded:
+        try:
+            header = await _take(client, keyspace.session(agent), held, opening.digest, registration.lease)
+        except NoSpace:
+            header, taken = rpc.ResponseHeader(revision=seen), False
+        if header is None:
             return None
         renewed = await renewer.renew(registration.lease, may_have_ended=True)
     except LeaseNotFound:
         return None
     record = AgentRecord.decode(agent, found.alive.value)
-    return Opened(record, registration, marked.header.revision, renewed.TTL, True, found.draining, renewed.header)
+    return Opened(record, registration, header.revision, taken, renewed.TTL, True, found.draining, renewed.header)
+
+
+def _held(keyspace: Keyspace, agent: str, incarnation: int, mark: int) -> list[rpc.Compare]:
+    """Holds while nobody has opened the session of this incarnation anew."""
+    return [txn.created_at(keyspace.alive(agent), incarnation), txn.modified_at(keyspace.session(agent), mark)]
+
+
+async def _take(
+    client: EtcdClient, session: bytes, held: list[rpc.Compare], digest: bytes, lease: int
+) -> rpc.ResponseHeader | None:
+    """Writes the session's key anew, so that nobody else can write; None when somebody has done so before."""
+    # A second execution is refused, since the first one has changed the key: then it is looked again.
+    answer = await client.txn(held, [txn.put(session, digest, lease=lease)], repeat=Repeat.SAFE)
+    return answer.header if answer.succeeded else None
 
 
 def _lost(agent: str, incarnation: int) -> AgentLost:

@@ -14,8 +14,9 @@ import grpc
 import grpc.aio
 
 from election.channels import Line
-from election.errors import ConfigError, ElectionError
+from election.errors import ConfigError
 from election.fencing.rpc import HIGHEST_KEY
+from election.leader_errors import LeaderChanged, NotSent
 from election.records import Leader
 from election.token import Token
 
@@ -26,45 +27,6 @@ SETTLE_S = 0.25
 off waits for the change, to tell it from a server that has failed."""
 
 _BROKEN_OFF = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
-
-
-class LeaderChanged(ElectionError, grpc.aio.AioRpcError):
-    """The leader changed during the call, which was with the one of `old`; `new` is None where nobody leads.
-
-    What became of the call is not known: it may have been done, in part or to its end. Repeat only what may be done
-    twice. To those who look at statuses it is UNAVAILABLE, as a connection that breaks is.
-    """
-
-    def __init__(self, election: str, old: Token, new: Token | None) -> None:
-        now = "nobody leads now" if new is None else f"it is {new} now"
-        text = f"the leader of {election!r} changed during this call, which was with token {old}: {now}"
-        grpc.aio.AioRpcError.__init__(self, grpc.StatusCode.UNAVAILABLE, details=text)
-        self.election = election
-        self.old = old
-        self.new = new
-
-    def __str__(self) -> str:
-        return self.details() or ""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.election, self.old, self.new)
-
-
-class NotSent(ElectionError, grpc.aio.AioRpcError):
-    """Nothing was sent, because it is not known whom to call, or where: any call may be repeated.
-
-    UNAVAILABLE when nobody leads or who does is not known, DEADLINE_EXCEEDED when a call has waited for that in vain,
-    FAILED_PRECONDITION when the leader has said no address.
-    """
-
-    def __init__(self, code: grpc.StatusCode, text: str) -> None:
-        grpc.aio.AioRpcError.__init__(self, code, details=text)
-
-    def __str__(self) -> str:
-        return self.details() or ""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.code(), self.details())
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +117,10 @@ class Course:
     async def _run(self) -> LeaderChanged | NotSent | None:
         try:
             call = await self._begin()
-        except NotSent as error:
+        except Exception as error:  # noqa: BLE001 (whoever waits for the call is told)
             self._begun.set_exception(error)
-            self._begun.exception()  # whoever waits is told; nobody has to
-            return error
+            self._begun.exception()  # and nobody has to wait
+            return error if isinstance(error, NotSent) else None
         finally:
             self._begun.cancel()  # unless it is told
         return await self._why(call)

@@ -8,6 +8,7 @@ import random
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -48,10 +49,10 @@ class _Known:
 class LeaderClient:
     """Follows one election inside `async with`, in one event loop; `current` tells who leads without a call.
 
-    `servers` are those of `dial`, or a `Client` that is open for longer than this: any number of these may share one.
-    Entering waits for the first message, and raises what `Client.watch_leader` does when there is none. From then on
-    it follows until the end of the block, whatever happens to the servers: it goes on at another one after the last
-    revision that it was told, and tries again for as long as there is none.
+    `servers` and how to reach them are as for `dial`; or it is a `Client` that is open for longer than this, which any
+    number of these may share. Entering waits for the first message, and raises what `Client.watch_leader` does when
+    there is none. From then on it follows until the end of the block, whatever happens to the servers: it goes on at
+    another one after the last revision that it was told, and tries again for as long as there is none.
 
     An answer tells how old it is: what the last message said of its age, and the time since it has arrived, by a
     clock that goes on while the machine is suspended. The way of that message through the network is not in it; and
@@ -64,6 +65,8 @@ class LeaderClient:
         election: str,
         *,
         tls: TlsConfig | None = None,
+        token: str | Path | None = None,
+        insecure: bool = False,
         max_age_s: float = MAX_AGE_S,
         heartbeat_s: float = HEARTBEAT_S,
         clock: Clock | None = None,
@@ -71,7 +74,9 @@ class LeaderClient:
     ) -> None:
         self.election = election
         self._owns_client = not isinstance(servers, Client)
-        self._client = servers if isinstance(servers, Client) else dial(servers, tls=tls)
+        self._client = (
+            servers if isinstance(servers, Client) else dial(servers, tls=tls, token=token, insecure=insecure)
+        )
         self._max_age_s = max_age_s
         self._heartbeat_s = heartbeat_s
         self._clock = clock or BootClock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,8 +17,9 @@ from election.config import TlsConfig
 from election.errors import ViewStale
 from election.fencing.claim import PassedOn
 from election.fencing.rpc_client import stamped
-from election.leader_calls import Course, NotSent, Route, StreamStream, StreamUnary, UnaryStream, UnaryUnary
+from election.leader_calls import Course, Route, StreamStream, StreamUnary, UnaryStream, UnaryUnary
 from election.leader_client import LeaderClient
+from election.leader_errors import NotSent
 from election.records import Leader
 from election.token import Token
 
@@ -41,15 +43,18 @@ def leader_channel(
     election: str,
     *,
     tls: TlsConfig | None = None,
+    token: str | Path | None = None,
+    insecure: bool = False,
     credentials: grpc.ChannelCredentials | None = None,
     options: Sequence[tuple[str, Any]] = (),
 ) -> LeaderChannel:
     """A channel to the leader of an election, for `async with`; see `LeaderChannel`.
 
-    `servers` and `tls` are how to reach the API that tells who leads, as for `LeaderClient`; `credentials` and
-    `options` are for the leader's own service.
+    `servers`, `tls`, `token` and `insecure` are how to reach the API that tells who leads, as for `LeaderClient`;
+    `credentials` and `options` are for the leader's own service, which is called in plain text without the former.
     """
-    return LeaderChannel(LeaderClient(servers, election, tls=tls), credentials=credentials, options=options)
+    leader = LeaderClient(servers, election, tls=tls, token=token, insecure=insecure)
+    return LeaderChannel(leader, credentials=credentials, options=options)
 
 
 class LeaderChannel(grpc.aio.Channel):

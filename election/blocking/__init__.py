@@ -23,7 +23,8 @@ from __future__ import annotations
 
 from election.blocking.candidate import Candidate
 from election.blocking.leader_client import LeaderClient
+from election.blocking.leader_routes import LeaderChannel, leader_channel
 from election.blocking.store import Store, connect
 from election.blocking.term import Term
 
-__all__ = ["Candidate", "LeaderClient", "Store", "Term", "connect"]
+__all__ = ["Candidate", "LeaderChannel", "LeaderClient", "Store", "Term", "connect", "leader_channel"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -29,12 +30,20 @@ class LeaderClient:
         election: str,
         *,
         tls: TlsConfig | None = None,
+        token: str | Path | None = None,
+        insecure: bool = False,
         max_age_s: float = MAX_AGE_S,
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         self.election = election
         self._inner = asynchronous.LeaderClient(
-            servers, election, tls=tls, max_age_s=max_age_s, heartbeat_s=heartbeat_s
+            servers,
+            election,
+            tls=tls,
+            token=token,
+            insecure=insecure,
+            max_age_s=max_age_s,
+            heartbeat_s=heartbeat_s,
         )
         self._background: Background | None = None
 

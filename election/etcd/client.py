@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from enum import Enum
 from types import TracebackType
 from typing import Any, Self
@@ -71,6 +71,7 @@ class EtcdClient:
         self.clock: Clock = clock or BootClock()
         self._transport: Transport = transport or GrpcTransport(config, clock=self.clock)
         self._rng = rng or random.SystemRandom()  # a seed would give two processes the same lease ids
+        self._reading: set[asyncio.Task[rpc.TxnResponse]] = set()
         self._member = self._rng.randrange(len(self._transport.endpoints))
         self._token: str | None = None
         self._token_at_s = 0.0
@@ -87,6 +88,8 @@ class EtcdClient:
 
     async def close(self) -> None:
         """Ends all calls and connections. Leases are not revoked: their owners do that."""
+        if self._reading:
+            await asyncio.wait(self._reading)
         await self._transport.close()
 
     @property
@@ -146,7 +149,26 @@ class EtcdClient:
         answer can be told apart or means the same.
         """
         request = rpc.TxnRequest(compare=compare, success=success, failure=failure)
-        return await self.call(methods.TXN, request, repeat=repeat, timeout_s=timeout_s)
+        call = self.call(methods.TXN, request, repeat=repeat, timeout_s=timeout_s)
+        if all(operation.HasField("request_range") for operation in (*request.success, *request.failure)):
+            return await self._unbroken(call)
+        return await call
+
+    async def _unbroken(self, call: Coroutine[Any, Any, rpc.TxnResponse]) -> rpc.TxnResponse:
+        """Waits for a call that goes on when the wait is cancelled.
+
+        A transaction that only reads, and is cancelled while it does, ends a member of etcd before 3.4.20 and 3.5.5
+        with a panic (#14110): whoever could make us give up such a call could take etcd down.
+        """
+        running = asyncio.create_task(call)
+        self._reading.add(running)
+        running.add_done_callback(self._read)
+        return await asyncio.shield(running)
+
+    def _read(self, running: asyncio.Task[rpc.TxnResponse]) -> None:
+        self._reading.discard(running)
+        if not running.cancelled():
+            running.exception()  # somebody has heard of it, or nobody waits for it any more
 
     async def compact(self, revision: int) -> None:
         """Forgets the history up to a revision. For tests and drills; operators have etcd's auto-compaction."""

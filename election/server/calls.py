@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Set
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -139,7 +139,7 @@ class Calls:
             if not limit.expired():
                 raise
             text = f"it took longer than {self._deadline_s:g} s, which a call without a deadline may take"
-            await context.abort(*status(StatusCode.DEADLINE_EXCEEDED, reasons.ERROR_REASON_DEADLINE, text))
+            await _abort(context, status(StatusCode.DEADLINE_EXCEEDED, reasons.ERROR_REASON_DEADLINE, text))
 
     def _streaming(
         self, method: str, access: Access, handle: Streaming, *, is_watch: bool
@@ -147,7 +147,7 @@ class Calls:
         async def streaming(request: Any, context: Context) -> None:
             try:
                 if self._closed is not None:
-                    await context.abort(*self._closed)
+                    await _abort(context, self._closed)
                 stream = _Stream(self._gate.lasting(self._gate.caller(context)), is_watch=is_watch)
                 self._admit(access, request, stream.lasting.caller)
                 with self._gate.limits.stream(stream.lasting.caller):
@@ -164,11 +164,11 @@ class Calls:
         try:
             async with stream.limit, aclosing(messages):
                 async for message in messages:
-                    await context.write(message)
+                    await _write(context, message)
         except TimeoutError:
             if not stream.limit.expired():
                 raise
-            await context.abort(*stream.why)
+            await _abort(context, stream.why)
         finally:
             self._streams.discard(stream)
 
@@ -198,11 +198,31 @@ def _audited(method: str, access: Access, call: Single) -> Single:
 async def _fail(method: str, context: Context, error: Exception) -> None:
     """Ends a call with the status that stands for an error."""
     if isinstance(error, ElectionError):
-        await context.abort(*status_of(error))
+        await _abort(context, status_of(error))
     if isinstance(error, NotImplementedError):
-        await context.abort(StatusCode.UNIMPLEMENTED, f"this server does not offer {method}")
+        await _abort(context, Status(StatusCode.UNIMPLEMENTED, f"this server does not offer {method}"))
     if context.done():  # the caller is gone, and with it whoever could be told
         return
     logger.error("%s failed", method, exc_info=error)
     text = "the server failed to answer; its log says why"
-    await context.abort(*status(StatusCode.INTERNAL, reasons.ERROR_REASON_INTERNAL, text))
+    await _abort(context, status(StatusCode.INTERNAL, reasons.ERROR_REASON_INTERNAL, text))
+
+
+# To a call that has ended gRPC answers with an error that has no name, and it logs a traceback for what is not caught:
+# anybody could fill the log. A cancelled handler ends without a word.
+
+
+async def _write(context: Context, message: Any) -> None:
+    try:
+        await context.write(message)
+    except Exception as error:
+        raise asyncio.CancelledError from error
+
+
+async def _abort(context: Context, why: Status) -> NoReturn:
+    try:
+        await context.abort(*why)
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:
+        raise asyncio.CancelledError from error

@@ -27,6 +27,8 @@ from election.session_messages import failure_message, opening_from, seconds
 
 _WINDOW = 8
 """The most messages of one stream that are read and not answered."""
+_OPENED_AT_ONCE = 64
+"""When all come at once that were at another server, those who wait too long go on without having cost anything."""
 
 
 class Sessions:
@@ -37,6 +39,7 @@ class Sessions:
         self._renewer = renewer
         self._keyspace = keyspace
         self._reader = reader
+        self._opening = asyncio.Semaphore(_OPENED_AT_ONCE)
         self._streams: dict[str, _Stream] = {}
 
     async def serve(self, requests: AsyncIterator[pb.SessionRequest]) -> AsyncGenerator[pb.SessionResponse]:
@@ -57,7 +60,8 @@ class Sessions:
             raise BadField("the first message of a session has to be `open`", field="open")
         opening = opening_from(first.open)
         current_caller.get().require(Role.AGENT, agent=opening.record.id)
-        held = await open_session(self._client, self._renewer, self._keyspace, opening)
+        async with self._opening:
+            held = await open_session(self._client, self._renewer, self._keyspace, opening)
         stream = _Stream(held, self._reader)
         self._begin(stream)
         try:
@@ -73,7 +77,7 @@ class Sessions:
         """The stream that was opened last has the session; another one of this server that has it still is ended."""
         held, other = stream.held, self._streams.get(stream.held.agent)
         if other is not None:
-            if other.held.opened.mark > held.opened.mark:
+            if other.held.mark > held.mark:
                 raise held.moved() if other.held.incarnation == held.incarnation else held.lost()
             other.end(other.held.moved() if other.held.incarnation == held.incarnation else other.held.lost())
         self._streams[held.agent] = stream

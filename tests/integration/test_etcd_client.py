@@ -21,6 +21,7 @@ from election.config import EtcdConfig, TlsConfig
 from election.dev.etcd import EtcdCluster, Member, find_binary
 from election.errors import AccessDenied, Compacted, EtcdError, EtcdUnavailable, LeaseNotFound
 from election.etcd import lease as leases
+from election.etcd import txn
 from election.etcd.client import EtcdClient
 from election.etcd.watch import Changes, Heard, Snapshot, follow, watch
 from election.pb.etcd import kv_pb2 as kv
@@ -530,3 +531,18 @@ async def test_tls_works_with_the_right_certificates_only(
             assert tls_cluster.endpoints[0] in str(failed.value)
             assert "\n" not in str(failed.value)
             assert not isinstance(failed.value, AccessDenied)
+
+
+async def test_a_read_that_its_caller_gives_up_is_not_broken_off(fresh_cluster: EtcdCluster, prefix: bytes) -> None:
+    """A transaction that only reads and is cancelled ends a member of etcd before 3.5.5 with a panic (#14110)."""
+    async with EtcdClient(EtcdConfig(fresh_cluster.endpoints[:1])) as client:
+        for number in range(40):
+            await client.put(prefix + b"%d" % number, bytes(2_000))
+        rng = random.Random(1)
+        for _ in range(300):
+            reading = [asyncio.create_task(client.txn([], [txn.get_prefix(prefix)])) for _ in range(4)]
+            await asyncio.sleep(rng.uniform(0, 0.003))
+            for read in reading:
+                read.cancel()
+            await asyncio.wait(reading)
+        assert (await client.get(prefix + b"1"))[0] is not None

@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 
 from election.dev.parent import bound_to_this_process
+from election.server.serving import GrpcServer
 from election.store import Store
 from tests.integration.ran import until
 from tests.integration.test_cli import Cli
+from tests.integration.test_grpc_api import ScriptedReader, certificate
 from tests.integration.test_leader_client import ELECTION, WAIT_S, serve, serve_twice, soon, store, terms
 
 __all__ = ["store"]
@@ -123,7 +125,7 @@ async def test_it_asks_once(environment: Mapping[str, str], cli: Cli, store: Sto
 async def test_it_watches_and_misses_no_term(
     environment: Mapping[str, str], cli: Cli, store: Store, harm: signal.Signals
 ) -> None:
-    """When its server dies or hangs it goes on at the other after what it was told; heartbeats tell how fresh it is."""
+    """When its server dies or hangs it goes on at the other one; heartbeats say how fresh what it was told is."""
     servers = await serve_twice(cli)
     first, _ = servers
     async with terms(store) as rivals, watching(environment, ",".join(servers)) as told:
@@ -154,3 +156,16 @@ async def test_it_is_told_when_terms_may_have_been_missed(
         await until(lambda: "RESET" in [message["kind"] for message in told])
         [reset] = [message for message in told if message["kind"] == "RESET"]
         assert reset["token"] == str(rivals.tokens[-1])
+
+
+async def test_it_speaks_tls(environment: Mapping[str, str], tmp_path: Path) -> None:
+    """With the authority that it is told to trust, and no other."""
+    reader = ScriptedReader()
+    reader.go_on.set()
+    (cert, key), (stranger, _) = certificate(tmp_path, "server"), certificate(tmp_path, "stranger")
+    async with GrpcServer(reader, port=0, cert=cert, key=key) as server:
+        code, out, _ = await run({**environment, "CACERT": str(cert)}, "ask", server.address, ELECTION)
+        assert (code, json.loads(out)["id"]) == (0, "one")
+        code, out, err = await run({**environment, "CACERT": str(stranger)}, "ask", server.address, ELECTION)
+        assert (code, out) == (1, "")
+        assert "UNAVAILABLE" in err

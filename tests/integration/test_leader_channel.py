@@ -8,10 +8,12 @@ import json
 import pickle
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any, TypeVar
 
 import grpc
@@ -19,7 +21,7 @@ import grpc.aio
 import pytest
 from grpc import StatusCode
 
-from election import CandidateConfig, ElectionError, Term, Token
+from election import CandidateConfig, ElectionError, Term, Token, blocking
 from election.candidate import Candidate
 from election.dev.etcd import EtcdCluster
 from election.dev.parent import bound_to_this_process
@@ -27,7 +29,8 @@ from election.fencing.claim import PassedOn
 from election.fencing.rpc import claim_of
 from election.fencing.rpc_client import aio_client_fence
 from election.fencing.rpc_server_aio import AioServerFence
-from election.leader_calls import LeaderChanged, NotSent
+from election.leader_calls import SETTLE_S
+from election.leader_errors import LeaderChanged, NotSent
 from election.leader_routes import LeaderChannel, leader_channel
 from election.server.serving import GrpcServer
 from election.store import Store, connect
@@ -59,7 +62,7 @@ async def raised_by(awaitable: Awaitable[Any]) -> grpc.aio.AioRpcError:
 class Stub:
     """As protoc would make it."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel | grpc.Channel) -> None:
         def method(kind: str, name: str) -> Any:
             identity = bytes
             return getattr(channel, kind)(
@@ -388,9 +391,10 @@ async def test_other_errors_are_passed_on_as_they_are(world: World) -> None:
                 assert type(error) is grpc.aio.AioRpcError
                 assert (error.code(), error.details()) == (StatusCode[code], "as asked")
                 assert ("x-why", "because") in list(error.trailing_metadata())
-        call = stub.Put(b"fail INTERNAL")
+        call, began_at_s = stub.Put(b"fail INTERNAL"), time.monotonic()
         assert (await soon(call.code()), await call.details()) == (StatusCode.INTERNAL, "as asked")
         assert ("x-why", "because") in list(await call.trailing_metadata())
+        assert time.monotonic() - began_at_s < SETTLE_S / 2  # only what a change could be the cause of waits for one
         error = await raised_by(stub.Put(b"hang", timeout=0.2))
         assert type(error) is grpc.aio.AioRpcError
         assert error.code() is StatusCode.DEADLINE_EXCEEDED
@@ -552,3 +556,91 @@ async def test_a_leader_that_dies_is_unavailable_until_another_one_leads(
         process.kill()
         process.wait(10)
         process.stdout.close()
+
+
+# --- without asyncio -------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def blocking_channel(world: World) -> AsyncIterator[blocking.LeaderChannel]:
+    channel = await asyncio.to_thread(blocking.leader_channel(world.api, ELECTION).__enter__)
+    try:
+        yield channel
+    finally:
+        await soon(asyncio.to_thread(channel.close))
+
+
+def rpc_error(call: Callable[[], Any]) -> Any:
+    """The status that a call of `grpc` fails with."""
+    with pytest.raises(grpc.RpcError) as raised:
+        call()
+    return raised.value
+
+
+async def test_without_asyncio_calls_of_every_kind_reach_the_leader(world: World) -> None:
+    """As stubs of grpc make them: at once, as a future, with the call, and as iterators."""
+    async with world.orchestrator("a") as a, blocking_channel(world) as channel:
+
+        def calls() -> None:
+            stub, metadata = Stub(channel), (("x-mine", "yes"),)
+            assert stub.Put(b"1", timeout=WAIT_S, wait_for_ready=True, metadata=metadata) == b"a:1"
+            answer, call = stub.Put.with_call(b"2", 5)
+            assert (answer, call.code(), call.is_active()) == (b"a:2", StatusCode.OK, False)
+            future, told = stub.Put.future(b"3"), Event()
+            future.add_done_callback(lambda _: told.set())
+            assert future.result(WAIT_S) == b"a:3"
+            assert told.wait(WAIT_S)
+            assert (future.done(), future.exception()) == (True, None)
+            assert list(stub.Tail(b"4")) == [b"a", b"a:4"]
+            assert stub.Upload(iter([b"5", b"6"])) == b"a:5 a:6"
+            assert list(stub.Chat(iter([b"7", b"8"]))) == [b"a:7", b"a:8"]
+            grpc.channel_ready_future(channel).result(WAIT_S)
+            error = rpc_error(lambda: stub.Put(b"fail INTERNAL"))
+            assert (error.code(), error.details()) == (StatusCode.INTERNAL, "as asked")
+            error = rpc_error(lambda: list(stub.Tail(b"fail INTERNAL")))
+            assert (error.code(), list(error.trailing_metadata())) == (StatusCode.INTERNAL, [("x-why", "because")])
+            assert rpc_error(lambda: stub.Put(b"hang", timeout=0.2)).code() is StatusCode.DEADLINE_EXCEEDED
+            hanging = stub.Put.future(b"hang")
+            with pytest.raises(grpc.FutureTimeoutError):
+                hanging.result(0.1)
+            assert hanging.cancel()
+            with pytest.raises(grpc.FutureCancelledError):
+                hanging.result(WAIT_S)
+            tail = stub.Tail(b"hang")
+            assert next(tail) == b"a"
+            assert tail.cancel()
+            assert rpc_error(lambda: next(tail)).code() is StatusCode.CANCELLED
+            for message in stub.Tail(b"hang"):  # and is dropped
+                assert message == b"a"
+                break
+
+        await soon(asyncio.to_thread(calls))
+        assert set(a.work.claims) == {PassedOn(ELECTION, a.token)}
+        assert ("x-mine", "yes") in a.work.metadata
+        await until(lambda: a.work.running == 0)
+
+
+async def test_without_asyncio_a_change_of_leader_is_told(world: World) -> None:
+    """To every thread that is in a call; while nobody leads, a call fails at once or waits."""
+    async with blocking_channel(world) as channel:
+        stub = Stub(channel)
+        error = await asyncio.to_thread(rpc_error, lambda: stub.Put(b"1"))
+        assert isinstance(error, NotSent)
+        assert error.code() is StatusCode.UNAVAILABLE
+        waiting = asyncio.create_task(asyncio.to_thread(lambda: stub.Put(b"2", wait_for_ready=True)))
+        async with world.orchestrator("a") as a:
+            assert await soon(waiting) == b"a:2"
+            old = a.token
+            under_way = [
+                asyncio.create_task(asyncio.to_thread(rpc_error, call))
+                for call in (lambda: stub.Put(b"hang"), lambda: list(stub.Tail(b"hang")))
+            ]
+            await until(lambda: a.work.running == 2)
+        for task in under_way:
+            error = await soon(task)
+            assert isinstance(error, LeaderChanged)
+            assert (error.old, error.new, error.code()) == (old, None, StatusCode.UNAVAILABLE)
+        hanging = stub.Put.future(b"3", wait_for_ready=True)
+        await asyncio.to_thread(channel.close)
+        with pytest.raises(grpc.FutureCancelledError):
+            hanging.result(WAIT_S)

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -29,15 +30,22 @@ from election import (
     blocking,
     connect,
     dial,
+    leader_channel,
 )
 from election.candidate import Candidate
+from election.clock import BootClock
 from election.dev.etcd import EtcdCluster
 from election.dev.parent import bound_to_this_process
 from election.leadership import Leading
-from election.reader import LeaderEvent, LeaderEventKind
+from election.reader import LeaderEvent, LeaderEventKind, Source
+from election.server.access.gate import AccessConfig
+from election.server.access.tokens import new_token
+from election.server.serving import GrpcServer
 from election.term import Term
 from tests.integration.ran import until
 from tests.integration.test_cli import Cli, Running
+from tests.integration.test_grpc_api import ScriptedReader
+from tests.integration.test_grpc_api import elected as leads
 
 T = TypeVar("T")
 
@@ -68,10 +76,12 @@ class Terms:
 
     async def change(self) -> None:
         """One term ends, and the next one begins."""
-        count, other = len(self.tokens), "b" if self.leader == "a" else "a"
+        count = len(self.tokens)
         while len(self.tokens) == count:
-            with suppress(ElectionError):
-                self.candidates[self.leader].hand_over(other)
+            for candidate in self.candidates.values():
+                with suppress(ElectionError):  # it does not lead, or the other one does not wait yet
+                    candidate.hand_over()
+                    break
             await asyncio.sleep(0.02)
 
 
@@ -183,6 +193,28 @@ async def listed(client: LeaderClient) -> list[LeaderEvent]:
     return [event async for event in client.watch()]
 
 
+async def test_it_shows_the_token_that_it_is_given(tmp_path: Path) -> None:
+    """To servers that take it; the channel to the leader and the client for threads pass it on as well."""
+    token, line = new_token("dashboard")
+    tokens = tmp_path / "tokens"
+    tokens.write_text(str(line))
+    reader = ScriptedReader(iter([[leads(7, 7)]] * 3))
+    async with GrpcServer(reader, port=0, access=AccessConfig(token_file=tokens)) as server:
+        with pytest.raises(ElectionError, match="no identity"):
+            async with LeaderClient(server.address, "e"):
+                pass
+        async with LeaderClient(server.address, "e", token=token) as client:
+            assert client.current.value is not None
+        async with leader_channel(server.address, "e", token=token) as channel:
+            assert channel.leader.current.value is not None
+        assert await asyncio.to_thread(led, server.address, token)
+
+
+def led(server: str, token: str) -> bool:
+    with blocking.LeaderClient(server, "e", token=token) as client:
+        return client.current.value is not None
+
+
 async def test_what_cannot_be_followed_is_an_error_at_once(cli: Cli) -> None:
     """A name that is none, and servers that are not there."""
     _, address = await serve(cli)
@@ -257,12 +289,13 @@ async def test_what_is_too_old_is_not_told(cli: Cli, store: Store) -> None:
             assert time.monotonic() > stopped_at_s + 0.3
             with pytest.raises(NoLeader, match="the limit is"):
                 await client.wait_for_leader(0.1)
-            await rivals.change()
+            for _ in range(2):
+                await rivals.change()
             await asyncio.sleep(11)  # more than `Client` itself would wait
         finally:
             running.send(signal.SIGCONT)
-        assert (await soon(client.wait_for_leader())).value.token == rivals.tokens[-1]
         await until(lambda: elected(seen) == rivals.tokens)
+        assert (await soon(client.wait_for_leader())).value.token == rivals.tokens[-1]
 
 
 async def grown_old(client: LeaderClient, limit_s: float) -> None:
@@ -311,6 +344,48 @@ async def test_servers_that_have_forgotten_say_so(cli: Cli, store: Store) -> Non
         assert leader is not None
         assert leader.token == rivals.tokens[-1]
         assert client.current.value == leader
+
+
+class Suspended(BootClock):
+    """The clock of a machine that was suspended, of which asyncio's does not know."""
+
+    skipped_s = 0.0
+
+    def now_s(self) -> float:
+        return super().now_s() + self.skipped_s
+
+
+class PiledUp(ScriptedReader):
+    """Has told of one leader, and then a heartbeat; who asks anew is told of another one."""
+
+    async def watch_leader(
+        self, election: str, *, after: int | None = None, heartbeat_s: float | None = None
+    ) -> AsyncGenerator[LeaderEvent]:
+        if after is None:
+            yield leads(7, 7)
+            await self.go_on.wait()
+            yield LeaderEvent(LeaderEventKind.HEARTBEAT, None, Source(1, 7, 0.0))
+        else:
+            yield leads(9, 9)
+        await asyncio.Event().wait()
+
+
+async def test_what_waited_while_the_machine_was_suspended_is_no_news() -> None:
+    """It was sent before nobody knows when: the server is asked anew, and nothing is told before it has answered."""
+    clock, reader = Suspended(), PiledUp()
+    async with GrpcServer(reader, port=0) as server, LeaderClient(server.address, "e", clock=clock) as client:
+        leader = client.current.value
+        assert leader is not None
+        assert leader.token == Token(0, 7)
+        clock.skipped_s = 60.0
+        reader.go_on.set()
+        told = None
+        async with asyncio.timeout(WAIT_S):
+            while told is None:
+                with suppress(ViewStale):
+                    told = client.current.value
+                await asyncio.sleep(0)
+        assert told.token == Token(0, 9)
 
 
 FOLLOWER = """

@@ -333,6 +333,30 @@ async def test_a_full_etcd_refuses_writes_and_ends_no_session() -> None:
 
 
 @virtual
+async def test_a_full_etcd_costs_nobody_a_life_whose_server_dies() -> None:
+    """Sessions go on elsewhere although nothing can be written; later writes are still those of one stream alone."""
+    here = world()
+    async with halls_in(here) as hosts, hosts.session(config=CONFIG) as session, observed(here, session):
+        first = session.check()
+        here.etcd.set_no_space(True)
+        for _ in range(2):
+            hung = hosts.halls[hosts.current]
+            hung.pause()
+            with pytest.raises((NoSpace, ServerUnavailable)):
+                await session.put("n", "0")
+            await asyncio.sleep(TTL_S)
+            assert session.check() == first
+            assert hosts.halls[hosts.current] is not hung
+            here.etcd.set_no_space(False)
+            await session.put("n", "1")
+            hung.resume()
+            await asyncio.sleep(1)
+            assert stored(here.etcd, "n") == b"1"
+            here.etcd.set_no_space(True)
+        here.etcd.set_no_space(False)
+
+
+@virtual
 async def test_a_write_that_nobody_confirms_says_so() -> None:
     """Within the time that a call may take, while the session goes on."""
     here = world()

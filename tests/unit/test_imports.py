@@ -77,6 +77,7 @@ ORDER = (
     "remote_candidate",
     "client",
     "leader_client",
+    "leader_errors",
     "leader_calls",
     "leader_routes",
     "blocking",

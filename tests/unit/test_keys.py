@@ -15,6 +15,7 @@ from election.keys import (
     DrainingKey,
     Keyspace,
     ReapRequestKey,
+    SessionKey,
     StateKey,
     TombstoneKey,
     check_name,
@@ -33,6 +34,7 @@ def test_every_key_that_is_built_is_parsed_back(name: str, other: str, number: i
     assert KEYS.parse(KEYS.alive(name)) == AliveKey(name)
     assert KEYS.parse(KEYS.state(name, other)) == StateKey(name, other)
     assert KEYS.parse(KEYS.draining(name)) == DrainingKey(name)
+    assert KEYS.parse(KEYS.session(name)) == SessionKey(name)
     assert KEYS.parse(KEYS.tombstone(name, number)) == TombstoneKey(name, number)
     assert KEYS.parse(KEYS.tombstone(name, 7, number)) == TombstoneKey(name, 7, number)
     assert KEYS.parse(KEYS.breaker) == BreakerKey()
@@ -71,6 +73,7 @@ def test_foreign_keys_never_raise(tail: bytes) -> None:
         b"/election/prod/agents/reaped/a/1.",
         b"/election/prod/agents/reaped/a/.1",
         b"/election/prod/agents/draining/a/b",
+        b"/election/prod/agents/session/a/b",
         b"/election/prod/collector/breaker/a",
         b"/election/prod/collector/reap/",
         b"/election/prod/campaigns/_other/1",
