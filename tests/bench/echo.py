@@ -1,4 +1,4 @@
-"""A process that serves the least that grpc.aio can: an empty answer, and a stream of one empty message that stays.
+"""A process that serves the least that grpc.aio can: an answer, and a stream of one empty message that stays.
 
 It prints its address, and goes on until it is ended.
 """
@@ -12,18 +12,24 @@ from typing import Any
 import grpc
 import grpc.aio
 
-ECHO, STREAM = "/bench.Bare/Echo", "/bench.Bare/Stream"
+ECHO, ANSWER, STREAM = "/bench.Bare/Echo", "/bench.Bare/Answer", "/bench.Bare/Stream"
 
 
 class _Bare(grpc.GenericRpcHandler):
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         if details.method == ECHO:
             return grpc.unary_unary_rpc_method_handler(_echo)
+        if details.method == ANSWER:
+            return grpc.unary_unary_rpc_method_handler(_answer)
         return grpc.unary_stream_rpc_method_handler(_stream)
 
 
 async def _echo(request: bytes, context: Any) -> bytes:
     return request
+
+
+async def _answer(request: bytes, context: Any) -> bytes:
+    return bytes(int(request))
 
 
 async def _stream(request: bytes, context: Any) -> None:

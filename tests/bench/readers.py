@@ -27,7 +27,7 @@ from election.pb.election.v1 import election_pb2_grpc as services
 from election.pb.etcd import election_pb2 as el
 from election.records import CandidateRecord
 from tests.bench.contender import BenchFailed
-from tests.bench.echo import ECHO, STREAM
+from tests.bench.echo import ANSWER, ECHO, STREAM
 from tests.bench.process import process
 from tests.bench.samples import Bound, Figure, Measured, Ratio, Samples
 
@@ -42,7 +42,7 @@ _TURNS = ("observe", "watch", "watch", "observe")
 _CHANGES_PER_TURN = 10
 _SUCCESSIONS_PER_TURN = 2
 _AT_ONCE = 32
-_BLOCKS = 20
+_BLOCKS = 50
 _WARM_UP_STREAMS = 50
 _LONGEST_S = 60.0
 _GIVE_UP_S = 5.0
@@ -99,26 +99,31 @@ async def measure(cluster: EtcdCluster, streams: int, questions: int, tell: Call
                 if turn >= len(_TURNS) // 2:
                     deaf[what] = [await opened.deaf(reign.succeed) for _ in range(_SUCCESSIONS_PER_TURN)]
 
-        tell(f"readers: {questions} questions, and as many empty ones")
+        tell(f"readers: {questions} questions, as many empty ones, and as many with a bare answer of the same size")
         asked = pb.GetLeaderRequest(election=_ELECTION)
+        size = str((await stub.GetLeader(asked)).ByteSize()).encode()
         empty_on: Any = echo.unary_unary(ECHO)
-        rates: dict[str, list[float]] = {"ours": [], "empty": []}
-        cpu_us: dict[str, list[float]] = {"ours": [], "empty": []}
+        bare_on: Any = echo.unary_unary(ANSWER)
+        asks: dict[str, tuple[Callable[[], Any], int]] = {
+            "ours": (lambda: stub.GetLeader(asked, timeout=_DEADLINE_S), api.pid),
+            "empty": (lambda: empty_on(b"", timeout=_DEADLINE_S), bare.pid),
+            "bare": (lambda: bare_on(size, timeout=_DEADLINE_S), bare.pid),
+        }
+        rates: dict[str, list[float]] = {what: [] for what in asks}
+        cpu_us: dict[str, list[float]] = {what: [] for what in asks}
         for block in range(_BLOCKS):
-            for what in ("ours", "empty") if block % 2 else ("empty", "ours"):
-                ask: Callable[[], Any] = (
-                    (lambda: stub.GetLeader(asked, timeout=_DEADLINE_S))
-                    if what == "ours"
-                    else (lambda: empty_on(b"", timeout=_DEADLINE_S))
-                )
-                rate, cpu = await _rate(ask, questions // _BLOCKS, api.pid if what == "ours" else bare.pid)
+            for what in sorted(asks, reverse=block % 2 == 1):
+                rate, cpu = await _rate(*asks[what], questions // _BLOCKS)
                 rates[what].append(rate)
                 cpu_us[what].append(cpu)
 
     change, change_in_etcd = Samples("WatchLeader", all_ms["watch"]), Samples("etcd Observe", all_ms["observe"])
     last, last_in_etcd = Samples("WatchLeader, last", last_ms["watch"]), Samples("Observe, last", last_ms["observe"])
     # Of neighbours in time, since what else the machine does changes more than what is compared.
-    part = median(ours / empty for ours, empty in zip(rates["ours"], rates["empty"], strict=True))
+    of_empty, of_bare = (
+        median(ours / other for ours, other in zip(rates["ours"], rates[what], strict=True))
+        for what in ("empty", "bare")
+    )
     return Measured(
         f"readers: a change of the leader's record on {streams:,} streams of one server, from before the write",
         series=(change, change_in_etcd, last, last_in_etcd),
@@ -134,11 +139,13 @@ async def measure(cluster: EtcdCluster, streams: int, questions: int, tell: Call
             ("an empty call: per s", median(rates["empty"])),
             ("GetLeader, CPU of the server: us", median(cpu_us["ours"])),
             ("an empty call, CPU of the server: us", median(cpu_us["empty"])),
+            ("a bare answer of as many bytes, CPU of the server: us", median(cpu_us["bare"])),
+            ("GetLeader / a bare answer of as many bytes: % of its rate", 100 * of_bare),
             ("an idle WatchLeader: KB of the server's memory", our_kb),
             ("an idle bare stream: KB of the server's memory", bare_kb),
             ("a heartbeat, CPU of the server: us", beat_us),
         ),
-        figures=(Figure("GetLeader / an empty call", part, QUESTION_GOAL, Bound.AT_LEAST),),
+        figures=(Figure("GetLeader / an empty call", of_empty, QUESTION_GOAL, Bound.AT_LEAST),),
     )
 
 
@@ -274,7 +281,7 @@ async def _cpu_per_beat(streams: _Streams, number: int, pid: int) -> float:
         return (_cpu_ns(pid) - cpu_ns) / max(streams.heard - heard, 1) / 1e3
 
 
-async def _rate(ask: Callable[[], Any], number: int, pid: int) -> tuple[float, float]:
+async def _rate(ask: Callable[[], Any], pid: int, number: int) -> tuple[float, float]:
     """Answers per second, and what one costs the server in microseconds of CPU."""
 
     async def some(count: int) -> None:
