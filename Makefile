@@ -10,7 +10,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 SEEDS ?= 1000
 FROM ?= 1
-.PHONY: help setup run story test simulate drill bench lint proto baseline constraints clean
+.PHONY: help setup run story test simulate fuzz drill bench lint proto baseline constraints clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: $(READY) ## run all tests; those that need etcd start their own
 # A night's work: SEEDS=1000000. Known mistakes, which have to be found: SEEDS=10000 ARGS=--mistakes
 simulate: $(READY) ## run the library on an etcd in memory, hurt by a seed, and check every promise (SEEDS=10000 FROM=1)
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --from $(FROM) $(ARGS)
+
+fuzz: $(READY) ## send a hundred thousand bad requests to a server of the gRPC API (ARGS='--seed 7')
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 drill: $(READY) ## an hour of faults on whole systems, and a check of every promise (ARGS='--seed 7')
 	@$(BIN)/election drill --duration 1h $(ARGS)

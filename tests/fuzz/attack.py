@@ -70,8 +70,11 @@ class Attack:
         if forger.rng.random() < 0.01:
             path += "x"
         code, text = await self._answer(channel, path, method, sent, forger)
+        if text == _BROKEN_OFF:
+            self.answers["broken off"] += 1
+            return
         self.answers[code.name] += 1
-        if code in _MISTAKES and text != _BROKEN_OFF:
+        if code in _MISTAKES:
             raise AssertionError(f"seed {self.seed}: {path} answered {code.name} ({text}) to {sent!r}")
 
     def _message(self, method: MethodDescriptor, forger: Forger, *, first: bool) -> Message:
