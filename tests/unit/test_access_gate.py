@@ -336,8 +336,19 @@ def test_tokens_on_a_loopback_address_are_not_for_nothing(tmp_path: Path) -> Non
 
 def test_a_policy_needs_a_way_to_tell_callers_apart(site: Site) -> None:
     """Else nobody could have any role."""
-    with pytest.raises(ConfigError, match="no way to tell callers apart"):
+    with pytest.raises(ConfigError, match="tells callers apart"):
         Gate(AccessConfig(site.policy), "fleet", tls=True, client_certificates=False)
+
+
+def test_a_policy_can_say_what_everybody_may_where_nobody_can_be_told_apart(tmp_path: Path) -> None:
+    """Over plain text, for example, nobody may do more than read then."""
+    (tmp_path / "policy").write_text('[[allow]]\nrole = "reader"\nidentities = ["anonymous"]\n')
+    gate = Gate(AccessConfig(tmp_path / "policy"), "fleet", tls=False, client_certificates=False, clock=HandClock())
+    assert not gate.is_open
+    caller = gate.caller(cast("Context", Call()))
+    caller.require(Role.READER)
+    with pytest.raises(Unauthenticated):
+        caller.require(Role.ADMIN)
 
 
 @pytest.mark.parametrize(

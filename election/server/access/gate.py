@@ -46,10 +46,12 @@ class Gate:
     """Tells who calls and what they may do, and counts what they ask. All files are read again when they change.
 
     Without a policy file, callers that show who they are may read. Where there is no way to show it, everybody may
-    read over TLS, and do everything over plain text: then the gate `is_open`.
+    read over TLS, and do everything over plain text: then the gate `is_open`. A policy file says what else everybody
+    may, where it names `anonymous` alone.
 
     Raises:
-        ConfigError: for files that cannot be used at the beginning, and for a policy without a way to know callers.
+        ConfigError: for files that cannot be used at the beginning, and for a policy that tells callers apart who have
+            no way to show who they are.
     """
 
     def __init__(
@@ -60,15 +62,15 @@ class Gate:
         self._certificates = client_certificates
         self._bearers = Bearers(config.token_file, config.jwt, self._clock)
         can_tell = client_certificates or bool(self._bearers)
-        if config.policy is not None and not can_tell:
-            raise ConfigError(
-                "a policy is given, and no way to tell callers apart: give an authority for client certificates, "
-                "a token file or a JWKS file"
-            )
         self._policy: Reloaded[Policy] | Policy = READ_ONLY if can_tell else PUBLIC
         if (file := config.policy) is not None:
             self._policy = Reloaded("policy files", [file], lambda: read_policy(file), self._clock)
-        self.is_open = not tls and not can_tell
+            if not can_tell and self._policy.now().tells_apart:
+                raise ConfigError(
+                    f"the policy {file} tells callers apart, and they have no way to show who they are: give an "
+                    "authority for client certificates, a token file or a JWKS file, or name nobody but `anonymous`"
+                )
+        self.is_open = not tls and not can_tell and config.policy is None
         self.without_policy = ""
         if config.policy is None:
             who = "who shows an identity" if can_tell else "everybody who can connect"

@@ -58,6 +58,11 @@ class Policy:
 
     rules: tuple[Rule, ...]
 
+    @property
+    def tells_apart(self) -> bool:
+        """Whether it says anything of callers who have shown who they are."""
+        return any(pattern.text != ANONYMOUS for rule in self.rules for pattern in rule.identities)
+
     def granted(self, identities: tuple[str, ...], namespace: str) -> Granted:
         """What a caller with all of these identities may do in a namespace."""
         rules = (rule for rule in self.rules if any(pattern.fits(namespace) for pattern in rule.namespaces))
