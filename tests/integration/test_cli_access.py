@@ -78,12 +78,14 @@ async def test_serve_lets_in_who_has_the_token(cli: Cli, tmp_path: Path) -> None
 async def test_what_cannot_be_used_is_one_line(cli: Cli, tmp_path: Path) -> None:
     """Before anything listens, or is sent."""
     policy, token = tmp_path / "policy.toml", tmp_path / "token"
-    policy.write_text(POLICY.replace("reader", "root"))
     token.write_text("secret")
     serve = ("serve", "--grpc-port", "0", "--no-collect")
     with cli:
         (await cli.run(*serve, "--jwks", str(token))).assert_fails("JWTs need all three")
+        policy.write_text(POLICY)
         (await cli.run(*serve, "--policy", str(policy))).assert_fails("tells callers apart")
+        policy.write_text(POLICY.replace("reader", "root"))
+        (await cli.run(*serve, "--policy", str(policy))).assert_fails("role has to be one of")
         (await cli.run(*serve, "--client-ca", str(token))).assert_fails("needs TLS")
         (await cli.run(*serve, "--tokens", str(token))).assert_fails(f"{token} line 1: ")
         plain = ("list", "--server", "192.0.2.1:1", "--token-file", str(token))
