@@ -89,8 +89,9 @@ class Handlers:
             else:
                 current_caller.get().require(Role.CANDIDATE, election=first.stand.election)
         self.reached.append(path)
+        hangs = self.hang
         yield GetMessageClass(method.output_type)()
-        if self.hang:
+        if hangs:
             await asyncio.Event().wait()
 
 
