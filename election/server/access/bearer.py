@@ -89,7 +89,7 @@ class Bearers:
             return Shown(JWT + verified.subject, verified.expires)
         if not self:
             raise BadToken("this server takes no bearer tokens: call without one")
-        raise BadToken("the bearer token is none that this server takes" + ("" if self._keys else ": it takes no JWTs"))
+        raise BadToken("the bearer token is not, or not any more, among those that this server knows")
 
     def is_withdrawn(self, identity: str) -> bool:
         """Whether the file has no token of this identity any more, though it may have had one."""
