@@ -45,7 +45,8 @@ class Sessions:
     async def serve(self, requests: AsyncIterator[pb.SessionRequest]) -> AsyncGenerator[pb.SessionResponse]:
         """The answers of one stream, until the caller leaves or half-closes it, which changes nothing.
 
-        Writes are done one after the other, in the order in which they came; renewals do not wait for them.
+        Writes are done one after the other, in the order in which they came, and so are renewals; neither waits for
+        the other.
 
         Raises:
             AgentExists, AgentLost, SessionMoved, EtcdError: as `open_session` and `HeldSession` do; but what only one
@@ -90,6 +91,7 @@ class _Stream:
         self.held = held
         self._reader = reader
         self._writing = asyncio.Lock()
+        self._renewing = asyncio.Lock()  # two at once would cost etcd a stream of their own
         self._room = asyncio.Semaphore(_WINDOW)
         self._running: set[asyncio.Task[Any]] = set()
         self._done: asyncio.Queue[asyncio.Task[Any] | ElectionError] = asyncio.Queue()
@@ -159,7 +161,8 @@ class _Stream:
         answer = pb.SessionResponse(sequence=request.sequence)
         try:
             if action == "renew":
-                await self._renew(answer)
+                async with self._renewing:
+                    await self._renew(answer)
             else:
                 async with self._writing:
                     await self._write(request, action, answer)
