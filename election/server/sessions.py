@@ -22,6 +22,7 @@ from election.pb.etcd import rpc_pb2 as rpc
 from election.reader import Source
 from election.server.access.caller import current_caller
 from election.server.access.roles import Role
+from election.server.handlers import first_of
 from election.server.served import ServedReader
 from election.session_messages import failure_message, opening_from, seconds
 
@@ -51,13 +52,11 @@ class Sessions:
         Raises:
             AgentExists, AgentLost, SessionMoved, EtcdError: as `open_session` and `HeldSession` do; but what only one
                 message fails for is its answer.
-            BadField: for messages that cannot be, or not in this order.
+            BadField: for messages that cannot be, or not in this order, and where the first one does not come.
         """
         requests = aiter(requests)
-        first = await anext(requests, None)
-        if first is None:
-            return
-        if not first.HasField("open"):
+        first: pb.SessionRequest | None = await first_of(requests)
+        if first is None or not first.HasField("open"):
             raise BadField("the first message of a session has to be `open`", field="open")
         opening = opening_from(first.open)
         current_caller.get().require(Role.AGENT, agent=opening.record.id)

@@ -12,7 +12,7 @@ import pytest
 from google.protobuf.message import Message
 
 from election.config import AgentConfig
-from election.errors import AgentExists, AgentLost, ConfigError, ElectionError, LossReason, NoSpace
+from election.errors import AgentExists, AgentLost, BadField, ConfigError, ElectionError, LossReason, NoSpace
 from election.etcd.methods import LEASE_KEEP_ALIVE, TXN, Method
 from election.keys import REGISTRATION
 from election.pb.election.v1 import election_pb2 as pb
@@ -22,7 +22,7 @@ from election.session import Session
 from election.session_stream import SessionStream
 from tests.fake.clock import virtual
 from tests.fake.etcd import FakeEtcd
-from tests.simulation.halls import Hosts, halls_in
+from tests.simulation.halls import Hosts, hall_in, halls_in
 from tests.simulation.world import KEYS, World, hurt, world
 
 TTL_S = 6
@@ -122,6 +122,26 @@ async def test_an_agent_that_stops_renewing_dies_at_its_ttl() -> None:
         assert line.serving is not None
         assert not line.serving.done()
         line.cancel()
+
+
+@virtual
+async def test_a_stream_that_does_not_begin_is_not_kept_open() -> None:
+    """Nor one that is half-closed before it has begun: neither has said what it is about."""
+
+    requests: list[pb.SessionRequest] = []
+
+    async def silent() -> AsyncGenerator[pb.SessionRequest]:
+        if not half_closed:
+            await asyncio.sleep(3600)
+        for request in requests:
+            yield request
+
+    async with hall_in(world()) as hall:
+        for half_closed in (False, True):
+            began_s = hall.machine.clock.now_s()
+            with pytest.raises(BadField, match="the first message of a session has to be `open`"):
+                await anext(hall.sessions.serve(silent()))
+            assert hall.machine.clock.now_s() - began_s == (0 if half_closed else pytest.approx(10))
 
 
 @virtual
