@@ -382,6 +382,14 @@ def test_what_is_remembered_is_bounded(site: Site) -> None:
         assert len(site.gate._known) == 10_000
 
 
+def test_a_token_is_remembered_once_however_it_is_written(site: Site) -> None:
+    """Else one caller could have all others forgotten by writing its own in many ways."""
+    for number in range(20):
+        assert site.caller(with_token(" " * number + site.alice, "Bearer")).identities == ("token:alice",)
+        assert site.caller(with_token(site.alice, "bEaReR" if number % 2 else "BEARER")).identities == ("token:alice",)
+    assert list(site.gate._known) == [(b"", site.alice)]
+
+
 def test_outside_of_a_call_everything_is_allowed() -> None:
     """Servicers can be tested without a server around them."""
     current_caller.get().require(Role.ADMIN, election="x", agent="y")

@@ -83,7 +83,7 @@ class Bearers:
         """
         if self._tokens is not None and (line := self._tokens.now().line(token, self._clock.wall())):
             return Shown(TOKEN + line.name, line.expires)
-        if self._keys is not None and self._jwt is not None and token.count(".") == 2:
+        if self._keys is not None and self._jwt is not None and token.count(".") == 2:  # as JWTs are, and ours are not
             issuer, audience = self._jwt.issuer, self._jwt.audience
             verified = self._keys.now().verify(token, issuer=issuer, audience=audience, now=self._clock.wall())
             return Shown(JWT + verified.subject, verified.expires)

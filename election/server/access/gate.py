@@ -112,17 +112,18 @@ class Gate:
         if (version := self.version()) != self._version:
             self._version = version
             self._known.clear()
-        known = self._known.get((certificate, authorization))
+        token = None if authorization is None else bearer_token(authorization)
+        known = self._known.get((certificate, token))
         if known is not None and (known.until_s is None or self._clock.wall().timestamp() < known.until_s):
             return known.granted
         identities, until = certificate_identities(auth_context) if certificate else (), None
-        if authorization is not None:
-            shown = self._bearers.shown(bearer_token(authorization))
+        if token is not None:
+            shown = self._bearers.shown(token)
             identities, until = (*identities, shown.identity), shown.until
         known = _Known(self._granted_to(identities or (ANONYMOUS,)), until.timestamp() if until else None)
         if len(self._known) >= _REMEMBERED:
             del self._known[next(iter(self._known))]
-        self._known[certificate, authorization] = known
+        self._known[certificate, token] = known
         return known.granted
 
     def _granted_to(self, identities: tuple[str, ...]) -> Granted:
