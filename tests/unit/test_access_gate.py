@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -269,17 +269,30 @@ def test_a_stream_lasts_as_long_as_what_it_needed_is_allowed(site: Site) -> None
     assert isinstance(lasting.lost(), PermissionDenied)
 
 
-def test_a_token_that_is_replaced_ends_no_stream_and_one_that_is_withdrawn_does(site: Site) -> None:
-    """A name that is gone from the file; an expired token ends none, as an expired certificate does not."""
+def test_a_stream_ends_with_the_line_of_its_token_and_not_with_its_name(site: Site) -> None:
+    """One that has leaked and was replaced is of no use any more; the others of the same name go on."""
+    other, other_line = new_token("alice")
+    site.tokens.write_text(f"{site.line}\n{other_line}\n")
+    leaked, kept = (site.gate.lasting(site.caller(with_token(token))) for token in (site.alice, other))
+    for lasting in (leaked, kept):
+        lasting.caller.require(Role.READER)
+        assert lasting.lost() is None
+    site.tokens.write_text(f"{other_line}\n")
+    site.clock.at_s += 1
+    assert isinstance(leaked.lost(), BadToken)
+    assert kept.lost() is None
+    site.tokens.write_text(str(replace(other_line, name="bob")))
+    site.clock.at_s += 1
+    assert isinstance(kept.lost(), BadToken)
+
+
+def test_a_token_that_expires_ends_no_stream(site: Site) -> None:
+    """As an expired certificate does not, also when the file says only later that it expires."""
     lasting = site.gate.lasting(site.caller(with_token(site.alice)))
     lasting.caller.require(Role.READER)
-    replaced = new_token("alice", site.clock.wall() + timedelta(seconds=10))[1]
-    site.tokens.write_text(str(replaced))
+    site.tokens.write_text(str(replace(site.line, expires=site.clock.wall() + timedelta(seconds=10))))
     site.clock.at_s += 60
     assert lasting.lost() is None
-    site.tokens.write_text(str(new_token("bob")[1]))
-    site.clock.at_s += 1
-    assert isinstance(lasting.lost(), BadToken)
 
 
 def test_the_version_changes_with_each_file(site: Site) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -49,11 +49,11 @@ class Tokens:
     """The lines of a token file, by their hash."""
 
     lines: Mapping[str, TokenLine]
-    names: Set[str] = field(init=False)
-    """Everybody who has a token."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "names", frozenset(line.name for line in self.lines.values()))
+    def has(self, line: TokenLine) -> bool:
+        """Whether a line is there still: the same token under the same name, whenever it expires."""
+        found = self.lines.get(line.sha256)
+        return found is not None and found.name == line.name
 
     def line(self, token: str, now: datetime) -> TokenLine | None:
         """The line of a token that a caller has shown; None when there is none.
