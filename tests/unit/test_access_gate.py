@@ -386,6 +386,24 @@ def test_who_asks_too_often_is_refused(site: Site) -> None:
     site.gate.caller(cast("Context", with_certificate("other")))
 
 
+def test_who_shows_what_cannot_be_taken_is_counted_by_address(site: Site) -> None:
+    """Tokens can only be tried so often, and whoever has one calls on from the same address."""
+    site.gate = site.opened(requests_per_s=2)
+
+    def try_again(call: Call) -> None:
+        with pytest.raises(BadToken):
+            site.gate.caller(cast("Context", call))
+
+    try_again(with_token("wrong"))
+    try_again(Call(metadata=(("authorization", "Basic YWxpY2U6"),)))
+    with pytest.raises(TooManyRequests, match=r"^anonymous at ipv4:10\.0\.0\.1 has made more than 2"):
+        site.gate.caller(cast("Context", with_token("other")))
+    with pytest.raises(TooManyRequests):
+        site.gate.caller(cast("Context", Call(address="ipv4:10.0.0.1:2000")))
+    site.gate.caller(cast("Context", with_token(site.alice)))
+    try_again(Call(metadata=with_token("wrong").metadata, address="ipv4:10.0.0.2:1000"))
+
+
 def test_what_is_remembered_is_bounded(site: Site) -> None:
     """And who was forgotten is known again at the next call."""
     site.gate._known.update({(b"x", str(number)): cast("Any", None) for number in range(10_000)})

@@ -9,7 +9,7 @@ from typing import Any
 import grpc.aio
 
 from election.clock import BootClock, Clock
-from election.errors import BadToken, ConfigError
+from election.errors import BadToken, ConfigError, Unauthenticated
 from election.reloaded import Reloaded
 from election.server.access.bearer import Bearers, JwtConfig
 from election.server.access.caller import ANONYMOUS, Caller
@@ -86,12 +86,13 @@ class Gate:
 
         Raises:
             Unauthenticated: for a caller that shows something which cannot be taken; who shows nothing is anonymous.
-            TooManyRequests: when it has made too many; this one is counted.
+            TooManyRequests: when it has made too many; this one is counted. Calls that show what cannot be taken are
+                those of their address, like those that show nothing.
         """
         if self.is_open:
             caller = Caller(peer=context.peer())
         else:
-            known = self._known_of(context)
+            known = self._known_or_counted(context)
             caller = Caller(known.granted.identities, context.peer(), known.granted, known.line)
         self.limits.request(caller)
         return caller
@@ -106,6 +107,13 @@ class Gate:
 
     def _policy_now(self) -> Policy:
         return self._policy if isinstance(self._policy, Policy) else self._policy.now()
+
+    def _known_or_counted(self, context: Context) -> _Known:
+        try:
+            return self._known_of(context)
+        except Unauthenticated:
+            self.limits.request(Caller(peer=context.peer()))
+            raise
 
     def _known_of(self, context: Context) -> _Known:
         authorization = authorization_of(context.invocation_metadata())
