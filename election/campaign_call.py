@@ -98,6 +98,8 @@ class CampaignCall:
                 self.heard = True
                 for earlier in [each for each in self._sent_at_s if each < answer.sequence]:
                     del self._sent_at_s[earlier]
+                if answer.sequence not in self._sent_at_s:
+                    raise call.failed(f"it answers message {answer.sequence}, which was not sent")
                 self._incoming.put_nowait((answer, self._sent_at_s[answer.sequence]))
         except ElectionError as error:
             self._incoming.put_nowait(error)

@@ -61,7 +61,7 @@ class Reloaded(Generic[T]):
             return
         try:
             read, complaint = self._read(), ""
-        except ConfigError as error:
+        except (ConfigError, RecursionError) as error:  # the latter for what is nested without end
             read, complaint = None, str(error)
         if self._look() != seen:
             return  # they change at this moment, so what was read may be of both: look again

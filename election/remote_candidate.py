@@ -183,8 +183,10 @@ class RemoteCandidate:
         try:
             while True:
                 elected = asyncio.create_task(self._machine.until(lambda state: not isinstance(state, Following)))
-                await asyncio.wait({elected, *helpers}, return_when=asyncio.FIRST_COMPLETED)
-                elected.cancel()
+                try:
+                    await asyncio.wait({elected, *helpers}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    elected.cancel()
                 if isinstance(state := self.state, Leading):
                     term = self._machine.term = Term(self, self._key, state.token)
                     await run_work(self._machine, _begun(work, term), margin_s=self._config.margin_s, who=self._who)

@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from election.config import CandidateConfig
 from election.errors import BadField, ElectionError, ShuttingDown, ViewStale
+from election.keys import COLLECTOR_ELECTION
 from election.messages import view_message
 from election.pb.election.v1 import election_pb2 as pb
 from election.resources import election_id
@@ -45,13 +46,15 @@ class Campaigns:
             ShuttingDown: the server is about to end; the key is released.
             ElectionError: as `Candidate.lead`.
         """
+        first = await _first(requests)
         if self._closed:
             raise ShuttingDown("the server is shutting down")
-        standing = self._begin(await _first(requests))
+        standing = self._begin(first)
         running = asyncio.create_task(standing.run(), name="campaign")
         self._running[running] = standing
         running.add_done_callback(self._ended)
         reading = asyncio.create_task(_read(requests, standing))
+        reading.add_done_callback(lambda reading: reading.cancelled() or reading.exception())
         reading.add_done_callback(lambda _: standing.leave())
         try:
             async for answer in standing.answers():
@@ -72,12 +75,16 @@ class Campaigns:
         self._closed = True
         for standing in self._running.values():
             standing.leave()
-        if self._running:
+        while self._running:
             await asyncio.wait(self._running)
 
     def _begin(self, first: pb.CampaignRequest) -> Standing:
         stand = first.stand
         election = election_id(stand.election, field="stand.election")
+        if election == COLLECTOR_ELECTION:
+            raise BadField(
+                f"{election!r} is the election of the collectors: nobody else stands for it", field="stand.election"
+            )
         current_caller.get().require(Role.CANDIDATE, election=election)
         config = CandidateConfig(ttl_s=_ttl_s(stand.ttl) if stand.HasField("ttl") else CandidateConfig().ttl_s)
         if not stand.id:

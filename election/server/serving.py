@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -33,6 +34,8 @@ from election.server.sessions import Sessions
 from election.server.tls import ServerTls, server_credentials
 from election.statuses import status_of
 from election.store import Store
+
+logger = logging.getLogger("election")
 
 GRACE_S = 5.0
 """How long calls may go on after the server was told to end; streams are ended at once."""
@@ -149,12 +152,17 @@ class GrpcServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._health.close()
+        try:
+            if self._campaigns is not None:
+                await self._campaigns.close()
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait({self._watching})
-        self._health.close()
-        if self._campaigns is not None:
-            await self._campaigns.close()
         self._calls.close()
         if self._server is not None:
             await self._server.stop(GRACE_S)
@@ -185,7 +193,10 @@ class GrpcServer:
                 self._calls.end_watches(status_of(error))
             else:
                 self._health.set_fresh(True)
-            await self._calls.end_forbidden_streams()
+            try:
+                await self._calls.end_forbidden_streams()
+            except Exception:
+                logger.exception("it cannot be told who may still have a stream")
             await asyncio.sleep(_CHECK_S)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -156,15 +157,17 @@ class Standing:
             self._held = None
 
     async def _until_the_caller_has_stopped(self) -> None:
+        """Waits whatever happens: also when an event loop that is interrupted cancels everything that runs in it."""
         self._news.set()
-        stopped = asyncio.create_task(self._stopped.wait())
-        try:
-            while (left_s := self._told_until_s - self._clock.now_s()) > 0 and not stopped.done():
-                asleep = asyncio.create_task(self._clock.sleep_s(min(left_s, _LOOK_S)))
-                await asyncio.wait({stopped, asleep}, return_when=asyncio.FIRST_COMPLETED)
-                asleep.cancel()
-        finally:
-            stopped.cancel()
+        while (left_s := self._told_until_s - self._clock.now_s()) > 0 and not self._stopped.is_set():
+            waits = {
+                asyncio.create_task(self._stopped.wait()),
+                asyncio.create_task(self._clock.sleep_s(min(left_s, _LOOK_S))),
+            }
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
 
     async def _tell_transitions(self) -> None:
         async for transition in self._candidate.transitions():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -106,6 +107,19 @@ async def leading(candidate: RemoteCandidate) -> AsyncIterator[Led]:
             await standing
 
 
+@asynccontextmanager
+async def leading_directly(store: Store) -> AsyncIterator[asyncio.Future[Term]]:
+    """Somebody who waits behind the first, on etcd itself."""
+    led = Led(asyncio.get_running_loop().create_future())
+    standing = asyncio.create_task(store.candidate("scheduler", id="next").lead(led.work))
+    try:
+        yield led.term
+    finally:
+        standing.cancel()
+        with suppress(asyncio.CancelledError):
+            await standing
+
+
 async def soon(awaitable: Awaitable[T]) -> T:
     async with asyncio.timeout(WAIT_S):
         return await awaitable
@@ -154,12 +168,51 @@ async def test_a_server_that_is_killed_takes_the_term_of_its_caller_with_it(stor
         assert asyncio.get_running_loop().time() - killed_s > 3
 
 
+async def test_a_server_that_is_interrupted_twice_holds_the_key_for_as_long_as_its_caller_may_act(store: Store) -> None:
+    """The second Ctrl-C cancels everything that runs in the server; its caller is cut off and goes on working."""
+    async with AsyncExitStack() as stack:
+        process, address = await stack.enter_async_context(served(store))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
+        call: Any = services.ElectionsStub(channel).Campaign()
+        sent_s = asyncio.get_running_loop().time()
+        await call.write(stand(ttl=Duration(seconds=10)))
+        while (answer := await soon(call.read())).state != State.STATE_LEADING:
+            pass
+        until_s = sent_s + answer.remaining.ToNanoseconds() / 1e9
+        led = await stack.enter_async_context(leading_directly(store))
+        process.send_signal(signal.SIGINT)
+        await asyncio.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        await soon(led)
+        assert asyncio.get_running_loop().time() > until_s
+
+
+async def test_a_call_that_was_there_before_the_server_ends_stands_no_more(store: Store) -> None:
+    """Its first message comes when the others have been let go."""
+    async with AsyncExitStack() as stack:
+        view = await stack.enter_async_context(store.view())
+        server = GrpcServer(view, port=0, store=store)
+        await server.__aenter__()
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address))
+        call = services.ElectionsStub(channel).Campaign()
+        await asyncio.sleep(0.2)
+        ending = asyncio.create_task(server.__aexit__(None, None, None))
+        await asyncio.sleep(0)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:  # noqa: PT012 (either may be refused)
+            await call.write(stand())
+            await soon(call.read())
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        await soon(ending)
+    assert not (await store.client.list(store.keyspace.campaign("scheduler"))).kvs
+
+
 @pytest.mark.parametrize(
     ("messages", "why"),
     [
         ([Request(sequence=1, heartbeat=Request.Heartbeat())], "the first message of a call has to be `stand`"),
         ([stand(id="")], "the candidate needs a name of its own"),
         ([stand(election="a/b")], "is not a valid name"),
+        ([stand(election="_collector")], "is the election of the collectors"),
         ([stand(ttl=Duration(seconds=61))], "the TTL must be whole seconds, at most 60"),
         ([stand(ttl=Duration(seconds=1))], "margin"),
         ([stand(), stand(sequence=2)], "a call stands once"),
