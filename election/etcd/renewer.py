@@ -114,9 +114,7 @@ class _Line:
         self.asked[lease_id] = answer
         try:
             async with asyncio.timeout(limit_s) as limit:
-                async with self._writing:
-                    if self.is_open:
-                        await self._stream.write(rpc.LeaseKeepAliveRequest(ID=lease_id))
+                await self._ask(lease_id)
                 if not self.is_open and not answer.done():
                     answer.set_result(None)
                 found = await answer
@@ -132,6 +130,18 @@ class _Line:
         if found is None and self._refusal is not None:
             raise self._refusal
         return found
+
+    async def _ask(self, lease_id: int) -> None:
+        """Sends a request. One that is cancelled before it was its turn is forgotten; after that it may be sent."""
+        may_be_sent = False
+        try:
+            async with self._writing:
+                if self.is_open:
+                    may_be_sent = True
+                    await self._stream.write(rpc.LeaseKeepAliveRequest(ID=lease_id))
+        finally:
+            if not may_be_sent:
+                self.asked.pop(lease_id, None)
 
     async def close(self) -> None:
         self.reading.cancel()

@@ -17,14 +17,12 @@ from election.pb.election.v1 import election_pb2 as pb
 from election.resources import election_id
 from election.server.access.caller import current_caller
 from election.server.access.roles import Role
+from election.server.handlers import first_of
 from election.server.served import ServedReader
 from election.server.standing import Standing
 from election.store import Store
 
 logger = logging.getLogger("election")
-
-_FIRST_S = 10.0
-"""A call that says nothing for so long is not kept open."""
 
 LONGEST_TTL_S = 60
 """A caller may believe for almost as long that it leads, and for as long a server that ends has to wait for it."""
@@ -108,11 +106,7 @@ class Campaigns:
 
 
 async def _first(requests: AsyncIterator[pb.CampaignRequest]) -> pb.CampaignRequest:
-    try:
-        async with asyncio.timeout(_FIRST_S):
-            first = await anext(requests, None)
-    except TimeoutError:
-        first = None
+    first: pb.CampaignRequest | None = await first_of(requests)
     if first is None or first.WhichOneof("action") != "stand":
         raise BadField("the first message of a call has to be `stand`", field="stand")
     return first

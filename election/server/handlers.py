@@ -5,6 +5,7 @@ gRPC itself would answer them with UNKNOWN, and write a traceback into the log f
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -24,6 +25,10 @@ a request or Unreadable, or an iterator of these."""
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # not generic when it runs
 
 
+FIRST_S = 10.0
+"""A stream on which nothing is said for so long at its beginning is not kept open."""
+
+
 class Unreadable(ConfigError):
     """Stands for a request of a kind, where the caller's bytes are none."""
 
@@ -40,6 +45,15 @@ async def readable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         if isinstance(request, Unreadable):
             raise request
         yield request
+
+
+async def first_of(requests: AsyncIterator[Any]) -> Any | None:
+    """A caller's first message; None where it says none within FIRST_S seconds, or has half-closed the stream."""
+    try:
+        async with asyncio.timeout(FIRST_S):
+            return await anext(requests, None)
+    except TimeoutError:
+        return None
 
 
 def _handler(method: MethodDescriptor, handle: Handle) -> _Handler:

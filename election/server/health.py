@@ -10,7 +10,10 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
+from election.errors import TooManyStreams
 from election.published import Published
+from election.server.access.caller import Caller
+from election.server.access.limits import Limits
 from election.server.handlers import Context, Unreadable
 from election.server.names import SERVICES
 from election.statuses import status_of
@@ -22,9 +25,11 @@ class Health:
     """grpc.health.v1 for "" and our services.
 
     It is not grpcio-health-checking's own servicer, since that forgets the other watchers when one of them leaves.
+    Nobody has to show an identity; watches count as streams of their address.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         # None: the server is about to end.
         self._serving: Published[Mapping[str, bool] | None] = Published(dict.fromkeys(("", *SERVICES), True))
 
@@ -51,12 +56,21 @@ class Health:
         """The health of one service, and every change of it."""
         if isinstance(request, Unreadable):
             await context.abort(*status_of(request))
+        try:
+            with self._limits.stream(Caller(peer=context.peer())):
+                async with aclosing(self._changes(request.service)) as changes:
+                    async for status in changes:
+                        yield _Status(status=status)
+        except TooManyStreams as error:
+            await context.abort(*status_of(error))
+
+    async def _changes(self, service: str) -> AsyncGenerator[int]:
         told = None
         async with aclosing(self._serving.values()) as values:
             async for serving in values:
-                status = self._status(serving, request.service)
+                status = self._status(serving, service)
                 if status != told:
-                    yield _Status(status=status)
+                    yield status
                     told = status
                 if serving is None:
                     return

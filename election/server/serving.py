@@ -104,13 +104,13 @@ class GrpcServer:
         self._campaigns = Campaigns(store, reader) if store else None
         self._host = f"[{host}]" if ":" in host else host
         self._port = port
-        self._health = Health()
         access = access or AccessConfig()
         gate = Gate(
             access, reader.namespace, tls=tls is not None, client_certificates=client_ca is not None, clock=clock
         )
         self.without_policy = gate.without_policy
         """What callers may do where no policy says it, for people; empty where one does."""
+        self._health = Health(gate.limits)
         self._calls = Calls(gate, deadline_s=access.limits.deadline_s)
         self._options = (*_OPTIONS, ("grpc.max_receive_message_length", access.limits.message_bytes))
         self._server: grpc.aio.Server | None = None

@@ -22,6 +22,7 @@ from election.pb.etcd import rpc_pb2 as rpc
 from election.reader import Source
 from election.server.access.caller import current_caller
 from election.server.access.roles import Role
+from election.server.handlers import first_of
 from election.server.served import ServedReader
 from election.session_messages import failure_message, opening_from, seconds
 
@@ -45,18 +46,17 @@ class Sessions:
     async def serve(self, requests: AsyncIterator[pb.SessionRequest]) -> AsyncGenerator[pb.SessionResponse]:
         """The answers of one stream, until the caller leaves or half-closes it, which changes nothing.
 
-        Writes are done one after the other, in the order in which they came; renewals do not wait for them.
+        Writes are done one after the other, in the order in which they came, and so are renewals; neither waits for
+        the other.
 
         Raises:
             AgentExists, AgentLost, SessionMoved, EtcdError: as `open_session` and `HeldSession` do; but what only one
                 message fails for is its answer.
-            BadField: for messages that cannot be, or not in this order.
+            BadField: for messages that cannot be, or not in this order, and where the first one does not come.
         """
         requests = aiter(requests)
-        first = await anext(requests, None)
-        if first is None:
-            return
-        if not first.HasField("open"):
+        first: pb.SessionRequest | None = await first_of(requests)
+        if first is None or not first.HasField("open"):
             raise BadField("the first message of a session has to be `open`", field="open")
         opening = opening_from(first.open)
         current_caller.get().require(Role.AGENT, agent=opening.record.id)
@@ -90,6 +90,7 @@ class _Stream:
         self.held = held
         self._reader = reader
         self._writing = asyncio.Lock()
+        self._renewing = asyncio.Lock()  # two at once would cost etcd a stream of their own
         self._room = asyncio.Semaphore(_WINDOW)
         self._running: set[asyncio.Task[Any]] = set()
         self._done: asyncio.Queue[asyncio.Task[Any] | ElectionError] = asyncio.Queue()
@@ -159,7 +160,8 @@ class _Stream:
         answer = pb.SessionResponse(sequence=request.sequence)
         try:
             if action == "renew":
-                await self._renew(answer)
+                async with self._renewing:
+                    await self._renew(answer)
             else:
                 async with self._writing:
                     await self._write(request, action, answer)

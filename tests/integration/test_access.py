@@ -18,6 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2 as details  # type: ignore[import-untyped]
 from google.rpc.status_pb2 import Status as RpcStatus  # type: ignore[import-untyped]
 from grpc import StatusCode
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from election.client import Client, dial
 from election.config import TlsConfig
@@ -34,6 +35,7 @@ from tests.integration.served_access import (
     METHODS,
     WAIT_S,
     Caller,
+    Outcome,
     Silent,
     calling,
     need_openssl,
@@ -334,6 +336,34 @@ async def test_too_many_streams_have_a_status(monkeypatch: pytest.MonkeyPatch) -
             while await code(caller, WATCH) is not StatusCode.OK:
                 await asyncio.sleep(0.02)
         watches[1].cancel()
+
+
+async def test_watches_of_health_are_streams_of_their_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to say who it is for one: else they would be without end. One that ends makes room."""
+    access, request = AccessConfig(limits=LimitsConfig(streams=2)), health_pb2.HealthCheckRequest()
+    async with serving_access(monkeypatch, None, access) as (port, _), calling(port, None) as caller:
+        stub = health_pb2_grpc.HealthStub(caller.channel)
+        for _ in range(5):
+            watches = [stub.Watch(request) for _ in range(2)]
+            async with asyncio.timeout(5):
+                for number, watch in enumerate(watches):
+                    while (await first_status(watch)).reason == "TOO_MANY_STREAMS":
+                        await asyncio.sleep(0.02)
+                        watches[number] = watch = stub.Watch(request)
+            third = await first_status(stub.Watch(request))
+            assert (third.code, third.reason) == (StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS")
+            await stub.Check(request)
+            for watch in watches:
+                watch.cancel()
+
+
+async def first_status(watch: Any) -> Outcome:
+    """What becomes of a watch with its first message."""
+    try:
+        assert await watch.read() is not grpc.aio.EOF
+    except grpc.aio.AioRpcError as error:
+        return outcome(error)
+    return Outcome(StatusCode.OK)
 
 
 async def test_a_message_may_be_so_large(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,33 @@ async def test_an_answer_to_an_earlier_request_is_not_taken_for_that_to_a_later_
 
 
 @virtual
+async def test_a_renewal_that_was_given_up_before_it_was_sent_leaves_no_trace() -> None:
+    """It waits while another one is written; later ones of its lease share the stream as before."""
+    async with world().machine() as machine, Renewer(machine.client) as renewer:
+        one, other = await granted(machine), await granted(machine)
+        await renewer.renew(one)
+        held = asyncio.Event()
+
+        async def hold(_: int, method: Method[Any, Any], request: Message) -> None:
+            if method is LEASE_KEEP_ALIVE:
+                await held.wait()
+
+        machine.transport.before_call = hold
+        writing = asyncio.create_task(renewer.renew(one))
+        await asyncio.sleep(0.1)
+        waiting = asyncio.create_task(renewer.renew(other))
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        held.set()
+        await writing
+        opened = machine.client.open
+        machine.client.open = None  # type: ignore[method-assign, assignment]
+        assert (await renewer.renew(other)).TTL == TTL_S
+        machine.client.open = opened  # type: ignore[method-assign]
+
+
+@virtual
 async def test_a_lease_that_has_expired_holds_up_nobody() -> None:
     """etcd answers nothing else on a stream while it waits for the end of such a lease."""
     async with world().machine() as machine, Renewer(machine.client) as renewer:

@@ -12,8 +12,8 @@ import pytest
 from google.protobuf.message import Message
 
 from election.config import AgentConfig
-from election.errors import AgentExists, AgentLost, ConfigError, ElectionError, LossReason, NoSpace
-from election.etcd.methods import TXN, Method
+from election.errors import AgentExists, AgentLost, BadField, ConfigError, ElectionError, LossReason, NoSpace
+from election.etcd.methods import LEASE_KEEP_ALIVE, TXN, Method
 from election.keys import REGISTRATION
 from election.pb.election.v1 import election_pb2 as pb
 from election.registration import Registration
@@ -22,7 +22,7 @@ from election.session import Session
 from election.session_stream import SessionStream
 from tests.fake.clock import virtual
 from tests.fake.etcd import FakeEtcd
-from tests.simulation.halls import Hosts, halls_in
+from tests.simulation.halls import Hosts, hall_in, halls_in
 from tests.simulation.world import KEYS, World, hurt, world
 
 TTL_S = 6
@@ -121,6 +121,61 @@ async def test_an_agent_that_stops_renewing_dies_at_its_ttl() -> None:
         assert not alive(here.etcd)
         assert line.serving is not None
         assert not line.serving.done()
+        line.cancel()
+
+
+@virtual
+async def test_a_stream_that_does_not_begin_is_not_kept_open() -> None:
+    """Nor one that is half-closed before it has begun: neither has said what it is about."""
+
+    requests: list[pb.SessionRequest] = []
+
+    async def silent() -> AsyncGenerator[pb.SessionRequest]:
+        if not half_closed:
+            await asyncio.sleep(3600)
+        for request in requests:
+            yield request
+
+    async with hall_in(world()) as hall:
+        for half_closed in (False, True):
+            began_s = hall.machine.clock.now_s()
+            with pytest.raises(BadField, match="the first message of a session has to be `open`"):
+                await anext(hall.sessions.serve(silent()))
+            assert hall.machine.clock.now_s() - began_s == (0 if half_closed else pytest.approx(10))
+
+
+@virtual
+async def test_renewals_that_come_at_once_are_done_one_after_the_other() -> None:
+    """Each is answered, and they cost etcd no stream but the one that all sessions share."""
+    here = world()
+    async with halls_in(here, 1) as hosts:
+        transport, opened, under_way, most = hosts.halls[0].machine.transport, 0, 0, 0
+        opening = transport.stream
+
+        def stream(member: int, method: Method[Any, Any], **more: Any) -> Any:
+            nonlocal opened
+            opened += method is LEASE_KEEP_ALIVE
+            return opening(member, method, **more)
+
+        async def before(_: int, method: Method[Any, Any], request: Message) -> None:
+            nonlocal under_way, most
+            under_way += method is LEASE_KEEP_ALIVE
+            most = max(most, under_way)
+            await asyncio.sleep(0.01)
+
+        async def after(_: int, method: Method[Any, Any], answer: Message) -> None:
+            nonlocal under_way
+            under_way -= method is LEASE_KEEP_ALIVE
+
+        transport.stream = stream  # type: ignore[method-assign]
+        transport.before_call, transport.after_call = before, after
+        line = hosts.call()
+        await line.write(pb.SessionRequest(sequence=1, open=pb.SessionRequest.Open(agent="w", secret=b"s" * 16)))
+        for sequence in range(2, 42):
+            await line.write(pb.SessionRequest(sequence=sequence, renew=pb.SessionRequest.Renew()))
+        answers = [await line.read() for _ in range(41)]
+        assert all(answer is not None and answer.HasField("renewed") for answer in answers[1:])
+        assert (most, opened) == (1, 1)
         line.cancel()
 
 

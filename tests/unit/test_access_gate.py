@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -269,17 +269,30 @@ def test_a_stream_lasts_as_long_as_what_it_needed_is_allowed(site: Site) -> None
     assert isinstance(lasting.lost(), PermissionDenied)
 
 
-def test_a_token_that_is_replaced_ends_no_stream_and_one_that_is_withdrawn_does(site: Site) -> None:
-    """A name that is gone from the file; an expired token ends none, as an expired certificate does not."""
+def test_a_stream_ends_with_the_line_of_its_token_and_not_with_its_name(site: Site) -> None:
+    """One that has leaked and was replaced is of no use any more; the others of the same name go on."""
+    other, other_line = new_token("alice")
+    site.tokens.write_text(f"{site.line}\n{other_line}\n")
+    leaked, kept = (site.gate.lasting(site.caller(with_token(token))) for token in (site.alice, other))
+    for lasting in (leaked, kept):
+        lasting.caller.require(Role.READER)
+        assert lasting.lost() is None
+    site.tokens.write_text(f"{other_line}\n")
+    site.clock.at_s += 1
+    assert isinstance(leaked.lost(), BadToken)
+    assert kept.lost() is None
+    site.tokens.write_text(str(replace(other_line, name="bob")))
+    site.clock.at_s += 1
+    assert isinstance(kept.lost(), BadToken)
+
+
+def test_a_token_that_expires_ends_no_stream(site: Site) -> None:
+    """As an expired certificate does not, also when the file says only later that it expires."""
     lasting = site.gate.lasting(site.caller(with_token(site.alice)))
     lasting.caller.require(Role.READER)
-    replaced = new_token("alice", site.clock.wall() + timedelta(seconds=10))[1]
-    site.tokens.write_text(str(replaced))
+    site.tokens.write_text(str(replace(site.line, expires=site.clock.wall() + timedelta(seconds=10))))
     site.clock.at_s += 60
     assert lasting.lost() is None
-    site.tokens.write_text(str(new_token("bob")[1]))
-    site.clock.at_s += 1
-    assert isinstance(lasting.lost(), BadToken)
 
 
 def test_the_version_changes_with_each_file(site: Site) -> None:
@@ -373,6 +386,24 @@ def test_who_asks_too_often_is_refused(site: Site) -> None:
     site.gate.caller(cast("Context", with_certificate("other")))
 
 
+def test_who_shows_what_cannot_be_taken_is_counted_by_address(site: Site) -> None:
+    """Tokens can only be tried so often, and whoever has one calls on from the same address."""
+    site.gate = site.opened(requests_per_s=2)
+
+    def try_again(call: Call) -> None:
+        with pytest.raises(BadToken):
+            site.gate.caller(cast("Context", call))
+
+    try_again(with_token("wrong"))
+    try_again(Call(metadata=(("authorization", "Basic YWxpY2U6"),)))
+    with pytest.raises(TooManyRequests, match=r"^anonymous at ipv4:10\.0\.0\.1 has made more than 2"):
+        site.gate.caller(cast("Context", with_token("other")))
+    with pytest.raises(TooManyRequests):
+        site.gate.caller(cast("Context", Call(address="ipv4:10.0.0.1:2000")))
+    site.gate.caller(cast("Context", with_token(site.alice)))
+    try_again(Call(metadata=with_token("wrong").metadata, address="ipv4:10.0.0.2:1000"))
+
+
 def test_what_is_remembered_is_bounded(site: Site) -> None:
     """And who was forgotten is known again at the next call."""
     site.gate._known.update({(b"x", str(number)): cast("Any", None) for number in range(10_000)})
@@ -380,6 +411,14 @@ def test_what_is_remembered_is_bounded(site: Site) -> None:
     for number in range(20):
         assert site.caller(with_certificate(f"c{number}")).identities == (f"cert:c{number}",)
         assert len(site.gate._known) == 10_000
+
+
+def test_a_token_is_remembered_once_however_it_is_written(site: Site) -> None:
+    """Else one caller could have all others forgotten by writing its own in many ways."""
+    for number in range(20):
+        assert site.caller(with_token(" " * number + site.alice, "Bearer")).identities == ("token:alice",)
+        assert site.caller(with_token(site.alice, "bEaReR" if number % 2 else "BEARER")).identities == ("token:alice",)
+    assert list(site.gate._known) == [(b"", site.alice)]
 
 
 def test_outside_of_a_call_everything_is_allowed() -> None:

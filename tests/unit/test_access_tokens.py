@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -25,7 +26,9 @@ def test_a_new_token_is_known_by_its_line(tmp_path: Path) -> None:
     assert tokens.line(token[:-1], NOW) is None
     assert tokens.line(line.sha256, NOW) is None
     assert tokens.line("", NOW) is None
-    assert tokens.names == {"worker-7", "other"}
+    assert tokens.has(line)
+    assert tokens.has(replace(line, expires=NOW))
+    assert not tokens.has(replace(line, name="other"))
 
 
 def test_the_line_holds_the_hash_and_not_the_token() -> None:

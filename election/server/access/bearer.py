@@ -11,7 +11,7 @@ from election.clock import Clock
 from election.errors import BadToken, ConfigError
 from election.reloaded import Reloaded
 from election.server.access.identity import JWT, TOKEN
-from election.server.access.tokens import Tokens, read_tokens
+from election.server.access.tokens import TokenLine, Tokens, read_tokens
 
 if TYPE_CHECKING:
     from election.server.access.jwt import JwtKeys
@@ -37,10 +37,11 @@ class JwtConfig:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """The identity that a token has shown, and until when it does; None: as long as its file has it."""
+    """The identity that a token has shown, and until when it does; None: as long as its file has its `line`."""
 
     identity: str
     until: datetime | None
+    line: TokenLine | None = None
 
 
 class Bearers:
@@ -82,8 +83,8 @@ class Bearers:
             TokenExpired: for one that was good.
         """
         if self._tokens is not None and (line := self._tokens.now().line(token, self._clock.wall())):
-            return Shown(TOKEN + line.name, line.expires)
-        if self._keys is not None and self._jwt is not None and token.count(".") == 2:
+            return Shown(TOKEN + line.name, line.expires, line)
+        if self._keys is not None and self._jwt is not None and token.count(".") == 2:  # as JWTs are, and ours are not
             issuer, audience = self._jwt.issuer, self._jwt.audience
             verified = self._keys.now().verify(token, issuer=issuer, audience=audience, now=self._clock.wall())
             return Shown(JWT + verified.subject, verified.expires)
@@ -91,8 +92,6 @@ class Bearers:
             raise BadToken("this server takes no bearer tokens: call without one")
         raise BadToken("the bearer token is not, or not any more, among those that this server knows")
 
-    def is_withdrawn(self, identity: str) -> bool:
-        """Whether the file has no token of this identity any more, though it may have had one."""
-        if self._tokens is None or not identity.startswith(TOKEN):
-            return False
-        return identity.removeprefix(TOKEN) not in self._tokens.now().names
+    def is_withdrawn(self, line: TokenLine) -> bool:
+        """Whether a line that a token was found in is gone from the file; one that has expired is not."""
+        return self._tokens is None or not self._tokens.now().has(line)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from election.errors import ElectionError
 from election.server.access.roles import Role
+from election.server.access.tokens import TokenLine
 
 ANONYMOUS = "anonymous"
 """The identity of a caller that has shown none."""
@@ -25,12 +26,14 @@ class Grants(Protocol):
 class Caller:
     """The caller of one call: all of its identities, and where it calls from (as gRPC writes it).
 
-    `grants` None means that the server has no policy to ask, and that everybody may do everything.
+    `grants` None means that the server has no policy to ask, and that everybody may do everything. `line` is that of
+    the token file which the caller's token was found in, where it has shown one of these.
     """
 
     identities: tuple[str, ...] = (ANONYMOUS,)
     peer: str = ""
     grants: Grants | None = None
+    line: TokenLine | None = field(default=None, repr=False)
 
     @property
     def who(self) -> str:

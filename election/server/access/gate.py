@@ -9,7 +9,7 @@ from typing import Any
 import grpc.aio
 
 from election.clock import BootClock, Clock
-from election.errors import BadToken, ConfigError
+from election.errors import BadToken, ConfigError, Unauthenticated
 from election.reloaded import Reloaded
 from election.server.access.bearer import Bearers, JwtConfig
 from election.server.access.caller import ANONYMOUS, Caller
@@ -18,6 +18,7 @@ from election.server.access.lasting import Lasting
 from election.server.access.limits import Limits, LimitsConfig
 from election.server.access.policy import PUBLIC, READ_ONLY, Granted, Policy
 from election.server.access.policy_file import read_policy
+from election.server.access.tokens import TokenLine
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -39,6 +40,7 @@ class AccessConfig:
 @dataclass(frozen=True, slots=True)
 class _Known:
     granted: Granted
+    line: TokenLine | None
     until_s: float | None  # by the time of day, since that is what tokens name
 
 
@@ -84,13 +86,14 @@ class Gate:
 
         Raises:
             Unauthenticated: for a caller that shows something which cannot be taken; who shows nothing is anonymous.
-            TooManyRequests: when it has made too many; this one is counted.
+            TooManyRequests: when it has made too many; this one is counted. Calls that show what cannot be taken are
+                those of their address, like those that show nothing.
         """
         if self.is_open:
             caller = Caller(peer=context.peer())
         else:
-            granted = self._granted(context)
-            caller = Caller(granted.identities, context.peer(), granted)
+            known = self._known_or_counted(context)
+            caller = Caller(known.granted.identities, context.peer(), known.granted, known.line)
         self.limits.request(caller)
         return caller
 
@@ -105,31 +108,38 @@ class Gate:
     def _policy_now(self) -> Policy:
         return self._policy if isinstance(self._policy, Policy) else self._policy.now()
 
-    def _granted(self, context: Context) -> Granted:
+    def _known_or_counted(self, context: Context) -> _Known:
+        try:
+            return self._known_of(context)
+        except Unauthenticated:
+            self.limits.request(Caller(peer=context.peer()))
+            raise
+
+    def _known_of(self, context: Context) -> _Known:
         authorization = authorization_of(context.invocation_metadata())
         auth_context = context.auth_context() if self._certificates else {}
         certificate = next(iter(auth_context.get(_CERTIFICATE, ())), b"")
         if (version := self.version()) != self._version:
             self._version = version
             self._known.clear()
-        known = self._known.get((certificate, authorization))
+        token = None if authorization is None else bearer_token(authorization)
+        known = self._known.get((certificate, token))
         if known is not None and (known.until_s is None or self._clock.wall().timestamp() < known.until_s):
-            return known.granted
-        identities, until = certificate_identities(auth_context) if certificate else (), None
-        if authorization is not None:
-            shown = self._bearers.shown(bearer_token(authorization))
-            identities, until = (*identities, shown.identity), shown.until
-        known = _Known(self._granted_to(identities or (ANONYMOUS,)), until.timestamp() if until else None)
+            return known
+        identities, until, line = certificate_identities(auth_context) if certificate else (), None, None
+        if token is not None:
+            shown = self._bearers.shown(token)
+            identities, until, line = (*identities, shown.identity), shown.until, shown.line
+        known = _Known(self._granted_to(identities or (ANONYMOUS,)), line, until.timestamp() if until else None)
         if len(self._known) >= _REMEMBERED:
             del self._known[next(iter(self._known))]
-        self._known[certificate, authorization] = known
-        return known.granted
+        self._known[certificate, token] = known
+        return known
 
     def _granted_to(self, identities: tuple[str, ...]) -> Granted:
         return self._policy_now().granted(identities, self._namespace)
 
-    def _granted_again(self, identities: tuple[str, ...]) -> Granted:
-        for identity in identities:
-            if self._bearers.is_withdrawn(identity):
-                raise BadToken(f"there is no token of {identity!r} any more: get a new one")
-        return self._granted_to(identities)
+    def _granted_again(self, caller: Caller) -> Granted:
+        if caller.line is not None and self._bearers.is_withdrawn(caller.line):
+            raise BadToken(f"the token of {caller.line.name!r} that this began with is withdrawn: use a new one")
+        return self._granted_to(caller.identities)

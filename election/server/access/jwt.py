@@ -82,11 +82,6 @@ class JwtKeys:
         )
 
 
-def looks_like_jwt(token: str) -> bool:
-    """Whether a bearer token is in three parts, as signed JWTs are and ours are not."""
-    return token.count(".") == 2
-
-
 def read_jwks(file: Path) -> JwtKeys:
     """Reads a JSON Web Key Set (RFC 7517). Keys for other uses than signatures are passed over.
 

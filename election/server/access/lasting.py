@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from election.errors import ElectionError, Unauthenticated
 from election.server.access.caller import Caller, Grants
@@ -13,14 +14,15 @@ class Lasting:
     """What a stream was allowed, and whether it still is.
 
     The identities are those that the caller has shown at the beginning: a certificate or a token that expires ends no
-    stream. One that the policy gives no role any more does, and so does a token whose name is gone from its file.
+    stream. One that the policy gives no role any more does, and so does a token whose line is gone from its file, also
+    where its name has another token there.
     """
 
-    def __init__(self, caller: Caller, again: Callable[[tuple[str, ...]], Grants]) -> None:
+    def __init__(self, caller: Caller, again: Callable[[Caller], Grants]) -> None:
         self._grants = caller.grants
         self._again = again
         self._needed: set[tuple[Role, str | None, str | None]] = set()
-        self.caller = caller if caller.grants is None else Caller(caller.identities, caller.peer, self)
+        self.caller = caller if caller.grants is None else replace(caller, grants=self)
         """For the handler: what it requires of this one has to hold for as long as the stream does."""
 
     def why_not(self, role: Role, *, election: str | None = None, agent: str | None = None) -> ElectionError | None:
@@ -37,7 +39,7 @@ class Lasting:
         if self._grants is None:
             return None
         try:
-            self._grants = self._again(self.caller.identities)
+            self._grants = self._again(self.caller)
         except Unauthenticated as error:
             return error
         errors = (self._grants.why_not(role, election=election, agent=agent) for role, election, agent in self._needed)

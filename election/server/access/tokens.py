@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 import secrets
-from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -50,11 +49,11 @@ class Tokens:
     """The lines of a token file, by their hash."""
 
     lines: Mapping[str, TokenLine]
-    names: Set[str] = field(init=False)
-    """Everybody who has a token."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "names", frozenset(line.name for line in self.lines.values()))
+    def has(self, line: TokenLine) -> bool:
+        """Whether a line is there still: the same token under the same name, whenever it expires."""
+        found = self.lines.get(line.sha256)
+        return found is not None and found.name == line.name
 
     def line(self, token: str, now: datetime) -> TokenLine | None:
         """The line of a token that a caller has shown; None when there is none.
@@ -62,9 +61,8 @@ class Tokens:
         Raises:
             TokenExpired: when the token has expired.
         """
-        sha256 = _sha256(token)
-        line = self.lines.get(sha256)
-        if line is None or not hmac.compare_digest(line.sha256, sha256):
+        line = self.lines.get(_sha256(token))
+        if line is None:
             return None
         if line.expires is not None and now >= line.expires:
             raise TokenExpired(
