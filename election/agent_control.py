@@ -110,7 +110,7 @@ async def remains(client: EtcdClient, keyspace: Keyspace, agent: str) -> Remains
     answer = await client.txn([], reads, repeat=Repeat.SAFE)
     alive, stored, marks = (response.response_range.kvs for response in answer.responses)
     if alive:
-        raise AgentAlive(f"agent {agent!r} is alive: drain or stop it first")
+        raise AgentAlive(f"agent {agent!r} is alive: stop it first")
     entries = tuple(StateEntry.of(prefix, kv) for kv in stored if isinstance(keyspace.parse(kv.key), StateKey))
     if not entries:
         raise AgentUnknown(

@@ -51,33 +51,36 @@ class AgentWatch:
             # Nothing is awaited between the registration and the end of these lines: they are of one revision.
             present = {agent.id: agent for agent in self.mirror.model.present()}
             missed = () if after is None else self.mirror.model.kept_after(after)
-            source = self.mirror.source()
+            revision, as_of_s = self.mirror.revision, self.mirror.heard_at_s
             if is_reset:
                 yield AgentEvent(AgentEventKind.RESET, None, self.mirror.source(after))
-            async with aclosing(self._reaped(missed, present, source)) as reaped:
+            async with aclosing(self._reaped(missed, present, as_of_s)) as reaped:
                 async for event in reaped:
                     yield event
-            begun = max(source.revision, after or 0)
-            source = replace(source, revision=begun)
+            begun = max(revision, after or 0)
+
+            def source() -> Source:
+                return self.mirror.source(begun, as_of_s if changes.is_behind else None)
+
             for agent in present.values():
-                yield AgentEvent(AgentEventKind.PRESENT, agent, source)
-            yield AgentEvent(AgentEventKind.SYNCED, None, source)
+                yield AgentEvent(AgentEventKind.PRESENT, agent, source())
+            yield AgentEvent(AgentEventKind.SYNCED, None, source())
             while True:
                 if not await changes.wait(in_step(self.heartbeat_s)):
                     now = self.fresh()
                     yield AgentEvent(AgentEventKind.HEARTBEAT, None, replace(now, revision=max(now.revision, begun)))
-                elif (change := changes.next()) is None or change.kind is AgentEventKind.RESET:
+                elif (change := changes.next()) is None or change.event.kind is AgentEventKind.RESET:
                     return
                 else:
-                    yield change
+                    yield self.mirror.dated_agent(change, is_newest=not changes.is_behind)
 
     async def _reaped(
-        self, missed: Sequence[Kept], present: Mapping[str, Agent], source: Source
+        self, missed: Sequence[Kept], present: Mapping[str, Agent], as_of_s: float
     ) -> AsyncGenerator[AgentEvent]:
-        """What was reaped before the watch began, in order, from the tombstones."""
+        """What was reaped before the watch began, in order, from the tombstones; each as old as the watch is."""
         complete = {kept.key: revision for revision, kept in complete_up_to((kept.revision, kept) for kept in missed)}
         async with aclosing(read_tombstones(self.client, self.keyspace, missed)) as batches:
             async for batch in batches:
                 for kept, tombstone in batch:
-                    at = replace(source, revision=complete[kept.key])
+                    at = self.mirror.source(complete[kept.key], as_of_s)
                     yield reaped_event(tombstone, None, present.get(tombstone.agent), at)

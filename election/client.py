@@ -162,6 +162,11 @@ class Client:
             watchdog=self._watchdog,
         )
 
+    async def namespace(self) -> str:
+        """The namespace that the servers serve."""
+        answer = await self._answer(lambda server: server.elections.ListElections, pb.ListElectionsRequest(page_size=1))
+        return answer.view.namespace
+
     # --- questions -------------------------------------------------------------------------------------------
 
     async def leader(self, election: str, *, linearizable: bool = False) -> Answer[Leader | None]:
@@ -249,7 +254,7 @@ class Client:
                     after_revision=told.after,
                     heartbeat=_heartbeat(heartbeat_s),
                 ),
-                silent_s=2 * HEARTBEAT_S,
+                silent_s=2 * _beat_s(heartbeat_s),
             )
             try:
                 async with aclosing(streams):
@@ -277,7 +282,7 @@ class Client:
             streams = self._servers.streams(
                 lambda server: server.agents.WatchAgents,
                 lambda: _request(pb.WatchAgentsRequest, after_revision=told.after, heartbeat=_heartbeat(heartbeat_s)),
-                silent_s=2 * HEARTBEAT_S,
+                silent_s=2 * _beat_s(heartbeat_s),
             )
             try:
                 async with aclosing(streams):
@@ -352,10 +357,15 @@ def _request(kind: Callable[..., Req], **fields: Any) -> Req:
         raise ConfigError(f"this cannot be asked: {error}") from None
 
 
+def _beat_s(asked_s: float | None) -> float:
+    """The time between two heartbeats that the server is asked for."""
+    return min(HEARTBEAT_S, asked_s or HEARTBEAT_S)
+
+
 def _heartbeat(asked_s: float | None) -> Duration:
     """How often the server is to give a sign of life: it is asked for one though nobody wants to be told."""
     heartbeat = Duration()
-    heartbeat.FromNanoseconds(round(min(HEARTBEAT_S, asked_s or HEARTBEAT_S) * 1e9))
+    heartbeat.FromNanoseconds(round(_beat_s(asked_s) * 1e9))
     return heartbeat
 
 

@@ -73,6 +73,7 @@ class Course:
         self.is_cancelled = False
         self.ended = self._loop.create_task(self._run())
         """The error that the call has ended with, if it is one of ours."""
+        self.ended.add_done_callback(lambda _: self._begun.cancel())  # also where it is cancelled before it begins
 
     def left_s(self) -> float | None:
         """What is left of its timeout."""
@@ -121,8 +122,6 @@ class Course:
             self._begun.set_exception(error)
             self._begun.exception()  # and nobody has to wait
             return error if isinstance(error, NotSent) else None
-        finally:
-            self._begun.cancel()  # unless it is told
         return await self._why(call)
 
     async def _begin(self) -> Any:
@@ -230,7 +229,11 @@ class _Call(grpc.aio.Call):
 
 class _Answered(_Call):
     def __await__(self) -> Generator[Any, None, Any]:
-        return self._course.within(lambda call: call).__await__()
+        return self._answer().__await__()
+
+    async def _answer(self) -> Any:
+        """Holds on to the call that is waited for: `await stub.Method(request)` keeps no other reference to it."""
+        return await self._course.within(lambda call: call)
 
 
 class _Streamed(_Call):

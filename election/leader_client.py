@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from election.applied import Applied
 from election.backoff import Backoff
 from election.client import Client, dial
 from election.clock import BootClock, Clock
@@ -82,7 +83,7 @@ class LeaderClient:
         self._clock = clock or BootClock()
         self._rng = rng or random.Random()
         self._known: Published[_Known | None] = Published(None)
-        self._events: Published[LeaderEvent | None] = Published(None)  # None: it does not follow
+        self._events: Published[Applied[LeaderEvent] | None] = Published(None)  # None: it does not follow
         self._trouble = _SILENCE
         self._following: asyncio.Task[None] | None = None
 
@@ -128,19 +129,20 @@ class LeaderClient:
         """Who leads now (ELECTED or VACATED), and then every change, RESET among them.
 
         It goes on through times when no server can be reached, and is silent then: `current` tells. It ends with the
-        client's block.
+        client's block. An event is as old as it is when it is read: as `current` where it is the newest one.
 
         Raises:
             TooSlow: while reading, by a reader that lags too far behind.
         """
-        async with aclosing(self._events.values()) as events:
-            now = await anext(events)
-            if now is not None:
+        with self._events.read() as reading:
+            told = self._events.value
+            if told is not None:
+                now = self._dated(told, is_newest=True)
                 yield replace(now, kind=leader_change(None, now.leader))
-                async for event in events:
-                    if event is None:
-                        return
-                    yield event
+            while told is not None:
+                await reading.wait()
+                if (told := reading.next()) is not None:
+                    yield self._dated(told, is_newest=not reading.is_behind)
 
     async def wait_for_leader(self, timeout_s: float | None = None) -> Answer[Leader]:
         """Waits until somebody leads who has proven it, and that is not too old to be told.
@@ -201,7 +203,12 @@ class LeaderClient:
         if known is not None and not resumed:
             event = replace(event, kind=LeaderEventKind.RESET)
         self._known.set(_Known(event.leader, event.source, now_s))
-        self._events.set(event)
+        self._events.set(Applied(event, now_s - event.source.age_s))
+
+    def _dated(self, applied: Applied[LeaderEvent], *, is_newest: bool) -> LeaderEvent:
+        known, event = self._known.value, applied.event
+        age_s = self._age_s(known) if is_newest and known is not None else self._clock.now_s() - applied.as_of_s
+        return replace(event, source=replace(event.source, age_s=age_s))
 
     def _nobody(self) -> str:
         try:

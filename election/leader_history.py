@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
+from election.applied import Applied
 from election.reader import LeaderEvent
 
 PER_ELECTION = 256
@@ -19,7 +20,7 @@ class _Kept:
     """The changes of one election: all that came after the revision `complete_after`."""
 
     complete_after: int
-    events: deque[LeaderEvent] = field(default_factory=deque)
+    events: deque[Applied[LeaderEvent]] = field(default_factory=deque)
 
 
 class LeaderHistory:
@@ -43,29 +44,29 @@ class LeaderHistory:
             self._kept[election] = _Kept(self._complete_after)
         self._complete_after = revision
 
-    def add(self, election: str, event: LeaderEvent) -> None:
+    def add(self, election: str, event: Applied[LeaderEvent]) -> None:
         """Takes in a change, which came after all that were taken in before."""
         kept = self._kept.setdefault(election, _Kept(self._complete_after))
         self._kept.move_to_end(election)
         kept.events.append(event)
         self._size += 1
         if len(kept.events) > self._per_election:
-            kept.complete_after = kept.events.popleft().source.revision
+            kept.complete_after = kept.events.popleft().event.source.revision
             self._size -= 1
         while self._size > self._in_total and len(self._kept) > 1:
             self._complete_after = max(self._complete_after, self._forget(next(iter(self._kept))))
 
-    def after(self, election: str, revision: int) -> tuple[LeaderEvent, ...] | None:
+    def after(self, election: str, revision: int) -> tuple[Applied[LeaderEvent], ...] | None:
         """Every change of an election after a revision, in order; None when some may be missing."""
         kept = self._kept.get(election)
         if kept is None:
             return () if revision >= self._complete_after else None
         if revision < kept.complete_after:
             return None
-        return tuple(event for event in kept.events if event.source.revision > revision)
+        return tuple(each for each in kept.events if each.event.source.revision > revision)
 
     def _forget(self, election: str) -> int:
         """Returns the revision up to which changes are forgotten."""
         kept = self._kept.pop(election)
         self._size -= len(kept.events)
-        return kept.events[-1].source.revision if kept.events else kept.complete_after
+        return kept.events[-1].event.source.revision if kept.events else kept.complete_after

@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from election.agent_records import Agent, Tombstone
+from election.applied import Applied, Dater
 from election.backoff import Backoff
 from election.errors import EtcdError, RolledBack, ViewStale
 from election.etcd.client import EtcdClient
@@ -46,7 +47,6 @@ LEADER_QUEUE_LIMIT = 256
 _RETRY_MAX_S = 2.0
 """Much less than what makes a view stale, so that a member that takes some seconds to start does not."""
 
-
 _AGES_PER_S = 100
 """So many steps of a second are told apart."""
 
@@ -77,30 +77,34 @@ class Mirror:
         self._prefix = prefix
         self._rng = rng
         self._history = LeaderHistory()
-        self._leaders: dict[str, Published[LeaderEvent | None]] = {}  # of the elections that somebody watches
-        self._agents: Published[AgentEvent | None] = Published(None)
-        self._beat = LeaderEvent(LeaderEventKind.HEARTBEAT, None, Source(0, 0, 0.0))
-        self._dated = self._beat, self._beat
+        self._leaders: dict[str, Published[Applied[LeaderEvent] | None]] = {}  # of the elections that somebody watches
+        self._agents: Published[Applied[AgentEvent] | None] = Published(None)
+        self._beat = Applied(LeaderEvent(LeaderEventKind.HEARTBEAT, None, Source(0, 0, 0.0)), 0.0)
+        self._leader_dater, self._agent_dater = Dater[LeaderEvent](), Dater[AgentEvent]()
         self._reached = Published(0)
 
     # --- what readers ask --------------------------------------------------------------------------------------
 
-    def source(self, revision: int | None = None) -> Source:
-        """What is told at a revision, the present one where it is None, and how old that is."""
-        return Source(self.cluster_id, self.revision if revision is None else revision, self._age_s())
+    def source(self, revision: int | None = None, as_of_s: float | None = None) -> Source:
+        """What is told at a revision, the present one where it is None, and how old that is.
 
-    def dated(self, event: LeaderEvent) -> LeaderEvent:
-        """A change, as old as it is when it is told; those who are told at once get the same one."""
-        age_s = self._age_s()
-        told, dated = self._dated
-        if told is not event or dated.source.age_s != age_s:
-            dated = replace(event, source=replace(event.source, age_s=age_s))
-            self._dated = event, dated
-        return dated
+        It is as old as the mirror, unless newer changes are known, and it is told as of an earlier moment.
+        """
+        return Source(self.cluster_id, self.revision if revision is None else revision, self._age_s(as_of_s))
 
-    def _age_s(self) -> float:
-        """How long nothing was heard: no less, and at most a step more, so that answers to many are the same one."""
-        age_s = self._client.clock.now_s() - self.heard_at_s
+    def dated_agent(self, applied: Applied[AgentEvent], *, is_newest: bool) -> AgentEvent:
+        """A change of an agent, as old as it is when it is told; those who are told at once get the same one."""
+        return self._agent_dater.dated(applied, self._age_s(None if is_newest else applied.as_of_s))
+
+    def _dated_leader(self, applied: Applied[LeaderEvent], *, is_newest: bool) -> LeaderEvent:
+        return self._leader_dater.dated(applied, self._age_s(None if is_newest else applied.as_of_s))
+
+    def _age_s(self, as_of_s: float | None = None) -> float:
+        """How long nothing was heard, or for how long something is known.
+
+        It is no less, and at most a step more, so that answers to many are the same one.
+        """
+        age_s = self._client.clock.now_s() - (self.heard_at_s if as_of_s is None else as_of_s)
         return max(math.ceil(age_s * _AGES_PER_S) / _AGES_PER_S, 0.0) if self.listed.is_set() else age_s
 
     async def reach(self, revision: int) -> None:
@@ -129,33 +133,33 @@ class Mirror:
     ) -> AsyncGenerator[LeaderEvent]:
         """Who leads an election, or what has changed after a revision, and every change; heartbeats when it is silent.
 
-        The revision is one that this mirror has reached.
+        The revision is one that this mirror has reached. Each is as old as it is when it is told.
         """
         published = self._leaders.setdefault(election, Published(None, limit=LEADER_QUEUE_LIMIT))
         try:
             with published.read() as reading:
                 missed = self._missed(election, after)
-                for event in missed:
-                    yield event
+                for waiting, event in zip(reversed(range(len(missed))), missed, strict=True):
+                    yield self._dated_leader(event, is_newest=not waiting and not reading.is_behind)
                 if not missed and heartbeat_s is not None:
                     yield self._heartbeat(after)
                 while True:
                     if not await reading.wait(in_step(heartbeat_s)):
                         yield self._heartbeat(after)
-                    elif (change := reading.next()) is not None and not _is_seen(change, after):
+                    elif (change := reading.next()) is not None and not _is_seen(change.event, after):
                         after = None
-                        yield change
+                        yield self._dated_leader(change, is_newest=not reading.is_behind)
         finally:
             if not published.has_readers:
                 self._leaders.pop(election, None)
 
-    def _missed(self, election: str, after: int | None) -> tuple[LeaderEvent, ...]:
+    def _missed(self, election: str, after: int | None) -> tuple[Applied[LeaderEvent], ...]:
         """What a watch begins with."""
         if after is not None and (known := self._history.after(election, after)) is not None:
             return known
         leader = self.model.leader(election)
         kind = leader_change(None, leader) if after is None else LeaderEventKind.RESET
-        return (LeaderEvent(kind, leader, self._source_now()),)
+        return (Applied(LeaderEvent(kind, leader, self._source_now()), self.heard_at_s),)
 
     def _heartbeat(self, after: int | None) -> LeaderEvent:
         """Nothing has happened, nor up to the revision after which a watch goes on, which this mirror has reached.
@@ -163,11 +167,11 @@ class Mirror:
         It is the same one for all watches, of whichever election, until something happens.
         """
         source = replace(self._source_now(), revision=max(self.revision, after or 0))
-        if self._beat.source != source:
-            self._beat = LeaderEvent(LeaderEventKind.HEARTBEAT, None, source)
-        return self._beat
+        if self._beat.event.source != source:
+            self._beat = Applied(LeaderEvent(LeaderEventKind.HEARTBEAT, None, source), self.heard_at_s)
+        return self._dated_leader(self._beat, is_newest=True)
 
-    def agent_events(self) -> Reading[AgentEvent | None]:
+    def agent_events(self) -> Reading[Applied[AgentEvent] | None]:
         """Every change of an agent after the call, and a RESET where some are not known."""
         return self._agents.read()
 
@@ -217,8 +221,8 @@ class Mirror:
             self._tell_leader(election, before.leader(election))
         for election in self._leaders.keys() - unbroken:
             reset = LeaderEvent(LeaderEventKind.RESET, self.model.leader(election), self._source_now())
-            self._leaders[election].set(reset)
-        self._agents.set(AgentEvent(AgentEventKind.RESET, None, self._source_now()))
+            self._leaders[election].set(Applied(reset, self.heard_at_s))
+        self._agents.set(Applied(AgentEvent(AgentEventKind.RESET, None, self._source_now()), self.heard_at_s))
 
     def _change(self, revision: int, events: list[KvEvent]) -> None:
         """Applies all events of one revision, and then tells what they amount to."""
@@ -243,7 +247,7 @@ class Mirror:
         after = self.model.leader(election)
         if after == before:
             return
-        event = LeaderEvent(leader_change(before, after), after, self._source_now())
+        event = Applied(LeaderEvent(leader_change(before, after), after, self._source_now()), self.heard_at_s)
         self._history.add(election, event)
         if (watched := self._leaders.get(election)) is not None:
             watched.set(event)
@@ -264,9 +268,11 @@ class Mirror:
             elif agent is not None and name not in collected:
                 told.append(vanished_event(agent, source))
         for complete, event in complete_up_to((self.revision, event) for event in told):
-            self._agents.set(replace(event, source=replace(source, revision=complete)))
+            event = replace(event, source=replace(source, revision=complete))
+            self._agents.set(Applied(event, self.heard_at_s))
 
     def _source_now(self) -> Source:
+        """What is told now; its age is said when it is told to somebody."""
         return Source(self.cluster_id, self.revision, 0.0)
 
 

@@ -28,6 +28,9 @@ Item = TypeVar("Item")
 class Source:
     """Where an answer comes from: complete up to `revision`, and `age_s` old (0: etcd was asked for it).
 
+    An event has the age that it has when it is told, or sent by a server. One that is told while newer ones wait behind
+    it is as old as what was known when it was seen; what was reaped before a watch began, as old as the watch.
+
     A member of etcd that has lost the others misses its leader after one to two election timeouts, and ends watches
     after three more; until then it says that nothing happens. So the answer can be some 5 s older than it says, at
     etcd's defaults.

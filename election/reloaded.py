@@ -68,7 +68,9 @@ class Reloaded(Generic[T]):
         self._seen = seen
         if read is not None:
             self._held = read
-            logger.info("the %s have changed, and are in use: %s", self._what, ", ".join(map(str, self._files)))
+            level = logging.WARNING if self._complaint else logging.INFO  # whoever was warned hears that it is well
+            files = ", ".join(map(str, self._files))
+            logger.log(level, "the %s have changed, and are in use: %s", self._what, files)
         elif complaint != self._complaint:
             logger.warning("the %s have changed, and those before stay in use: %s", self._what, complaint)
         self._complaint = complaint

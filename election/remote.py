@@ -217,7 +217,7 @@ class Servers:
     def failed(self, number: int, why: str) -> ServerUnavailable:
         """The error for a server that does not do what it has to; the next one is asked from now on."""
         self._avoid(number)
-        return self._unavailable(number, why)
+        return ServerUnavailable(f"the server at {self.addresses[number]} cannot answer: {_line(why)}")
 
     @property
     def _silent(self) -> str:
@@ -238,7 +238,10 @@ class Servers:
             self._current = (number + 1) % len(self.addresses)
 
     def _unavailable(self, number: int, why: str) -> ServerUnavailable:
-        line = " ".join(why.split())
-        line = line if len(line) <= 200 else line[:197] + "..."
         others = f", and neither can the other {len(self.addresses) - 1}" if len(self.addresses) > 1 else ""
-        return ServerUnavailable(f"the server at {self.addresses[number]} cannot answer{others}: {line}")
+        return ServerUnavailable(f"the server at {self.addresses[number]} cannot answer{others}: {_line(why)}")
+
+
+def _line(why: str) -> str:
+    line = " ".join(why.split())
+    return line if len(line) <= 300 else line[:297] + "..."

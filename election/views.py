@@ -246,7 +246,7 @@ class View:
             async for event in events:
                 if event.kind is LeaderEventKind.HEARTBEAT:
                     self.source()
-                yield self._mirror.dated(event)
+                yield event
 
     async def watch_agents(
         self, *, after: int | None = None, heartbeat_s: float | None = None

@@ -16,6 +16,7 @@ import click
 from election.care import Care, EtcdCare
 from election.client import Client, dial
 from election.config import DEFAULT_ENDPOINT, DEFAULT_NAMESPACE, LONGEST_TTL_S, TlsConfig
+from election.errors import ConfigError
 from election.keys import Keyspace, check_name
 from election.reader import Reader
 from election.store import Store, connect
@@ -40,10 +41,15 @@ class Settings:
     """Where to connect to, and how to print."""
 
     endpoints: str
-    namespace: str
+    asked_namespace: str | None
     tls: TlsConfig | None
     user: str | None
     output: str
+
+    @property
+    def namespace(self) -> str:
+        """What belongs together."""
+        return DEFAULT_NAMESPACE if self.asked_namespace is None else self.asked_namespace
 
     @property
     def json(self) -> bool:
@@ -54,9 +60,16 @@ class Settings:
         """A store on the configured etcd."""
         return connect(self.endpoints, namespace=self.namespace, tls=self.tls, user=self.user, state_dir=state_dir)
 
-    def client(self, server: Api) -> Client:
-        """A client of the gRPC API."""
-        return dial(server.addresses, tls=self.tls, token=server.token_file, insecure=server.insecure)
+    @asynccontextmanager
+    async def client(self, server: Api) -> AsyncGenerator[Client]:
+        """A client of the gRPC API; raises ConfigError for servers of another namespace than the one asked for."""
+        async with dial(server.addresses, tls=self.tls, token=server.token_file, insecure=server.insecure) as client:
+            if self.asked_namespace is not None and (served := await client.namespace()) != self.asked_namespace:
+                raise ConfigError(
+                    f"the server at {client.address} serves the namespace {served!r}, not {self.asked_namespace!r}: "
+                    "ask one that does, or leave --namespace out"
+                )
+            yield client
 
     @asynccontextmanager
     async def reader(self, server: Api | None, scope: Callable[[Keyspace], bytes]) -> AsyncGenerator[Reader]:
@@ -184,7 +197,7 @@ def settings_of(context: click.Context, options: dict[str, Any]) -> Settings:
     files = {name: given.get(name) for name in ("cacert", "cert", "key")}
     return Settings(
         endpoints=given.get("endpoints", DEFAULT_ENDPOINT),
-        namespace=given.get("namespace", DEFAULT_NAMESPACE),
+        asked_namespace=given.get("namespace"),
         tls=TlsConfig(**files) if any(files.values()) else None,
         user=given.get("user"),
         output=given.get("output", "table"),

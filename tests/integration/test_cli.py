@@ -707,6 +707,8 @@ async def test_serve_answers_what_etcd_would(tmp_path: Path) -> None:
             serve = cli.start("serve", "--grpc-port", "0", "--no-collect", "-o", "json")
             address = (await serve.until("serving", collect=False))["grpc"]
             (nobody,) = [await cli.run("leader", "x", "-o", "json", "--server", address)]
+            elsewhere = ("agents", "drain", "a1", "--namespace", "other", "--server", address)
+            (await cli.run(*elsewhere)).assert_fails("serves the namespace 'default', not 'other'")
             assert (nobody.code, nobody.document) == (3, None)
             observe = cli.start("observe", "x", "-o", "json", "--server", address)
             await observe.until("vacated")

@@ -249,7 +249,7 @@ async def test_a_live_agent_is_not_reaped(cli: Cli) -> None:
     join = cli.start("agents", "join", "w", "-o", "json")
     await join.until("joined")
     for words in ((), ("--dry-run",)):
-        (await cli.run("agents", "reap", "w", *words)).assert_fails("agent 'w' is alive: drain or stop it first")
+        (await cli.run("agents", "reap", "w", *words)).assert_fails("agent 'w' is alive: stop it first")
 
 
 async def test_without_a_collector_nobody_reaps(cli: Cli, etcd: EtcdClient, keys: Keyspace) -> None:

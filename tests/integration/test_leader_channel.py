@@ -236,6 +236,9 @@ async def test_calls_of_every_kind_reach_the_leader_with_its_token(world: World)
         assert await soon(call) == b"a:1"
         assert (await call.code(), call.done(), call.cancelled()) == (StatusCode.OK, True, False)
         assert 0 < call.time_remaining() <= 5
+        async with asyncio.timeout(10):  # nobody else holds on to these calls
+            assert await stub.Put(b"1", timeout=5, wait_for_ready=True) == b"a:1"
+            assert await stub.Upload(requests(b"3"), timeout=5) == b"a:3"
         assert [message async for message in stub.Tail(b"2")] == [b"a", b"a:2"]
         tail = stub.Tail(b"2")
         assert [await soon(tail.read()) for _ in range(3)] == [b"a", b"a:2", grpc.aio.EOF]

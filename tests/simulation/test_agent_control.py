@@ -208,7 +208,7 @@ async def test_a_live_agent_is_never_asked_to_be_reaped() -> None:
         client = machine.client
         async with alive(machine):
             for refused in (ask_to_reap(client, KEYS, W, by="ann"), remains(client, KEYS, W)):
-                with pytest.raises(AgentAlive, match="agent 'w' is alive: drain or stop it first"):
+                with pytest.raises(AgentAlive, match="agent 'w' is alive: stop it first"):
                     await refused
             leases = len((await client.leases()).leases)
         await die(machine)

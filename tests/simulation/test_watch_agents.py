@@ -121,6 +121,84 @@ async def test_a_watch_goes_on_with_what_was_reaped_meanwhile() -> None:
 
 
 @virtual
+async def test_a_reader_that_lags_is_told_how_old_each_event_is() -> None:
+    """What waited, and has newer ones behind it, is as old as that; the newest is as old as the view."""
+    async with viewing(world()) as (_, view, fleet):
+        streams = [view.watch_agents() for _ in range(2)]
+        assert [(await anext(stream)).kind for stream in streams] == [AgentEventKind.SYNCED] * 2
+        await fleet.join("a")
+        await fleet.die("a")
+        await asyncio.sleep(4)
+        await fleet.join("b")
+        await asyncio.sleep(0.1)
+        events = []
+        for _ in range(3):
+            event, same = [await anext(stream) for stream in streams]
+            assert same is event
+            events.append(event)
+        assert [event.kind.value for event in events] == ["joined", "stale", "joined"]
+        assert all(4 < event.source.age_s < 6 for event in events[:2])
+        assert events[2].source.age_s == view.source().age_s < 2
+        await asyncio.sleep(4)
+        await fleet.die("b")
+        await asyncio.sleep(0.1)
+        for stream in streams:
+            assert (await anext(stream)).source.age_s == view.source().age_s < 2
+            await stream.aclose()
+
+
+@virtual
+async def test_what_a_watch_begins_with_is_as_old_as_it_is_when_it_is_told() -> None:
+    """As the view where nothing has changed since; as the time since then where something has."""
+    async with viewing(world()) as (machine, view, fleet):
+        for name in "abc":
+            await fleet.join(name)
+        await fleet.die("c")
+        reaped = await fleet.reap("c")
+        await asyncio.sleep(0.1)
+        async with aclosing(view.watch_agents(after=reaped - 1)) as events:
+            assert (await anext(events)).source.age_s < 2
+            machine.transport.cut()
+            await asyncio.sleep(4)
+            unchanged = await anext(events)
+            assert unchanged.kind is AgentEventKind.PRESENT
+            assert unchanged.source.age_s == view.source().age_s > 3.5
+            machine.transport.mend()
+            await asyncio.sleep(4)
+            assert view.source().age_s < 2
+            await fleet.die("a")
+            await asyncio.sleep(0.1)
+            assert view.source().age_s < 2
+            late = [await anext(events) for _ in range(2)]
+            assert [event.kind for event in late] == [AgentEventKind.PRESENT, AgentEventKind.SYNCED]
+            assert all(event.source.age_s > 8 for event in late)
+            stale = await anext(events)
+            assert stale.kind is AgentEventKind.STALE
+            assert stale.source.age_s == view.source().age_s < 2
+
+
+@virtual
+async def test_what_was_reaped_before_is_as_old_as_the_watch() -> None:
+    """Reading its tombstone takes a while, in which the view goes on."""
+    async with viewing(world()) as (machine, view, fleet):
+        await fleet.join("a")
+        await fleet.die("a")
+        await fleet.reap("a")
+        await asyncio.sleep(2)
+
+        async def slow(_: int, method: Method[Any, Any], answer: Message) -> None:
+            if method.path != methods.WATCH.path:
+                await asyncio.sleep(0.8)
+
+        machine.transport.after_call = slow
+        age_s = view.source().age_s
+        async with aclosing(view.watch_agents(after=0)) as events:
+            reap = await anext(events)
+            assert reap.kind is AgentEventKind.REAPED
+            assert reap.source.age_s >= age_s + 0.8
+
+
+@virtual
 async def test_only_the_last_reap_of_a_revision_completes_it() -> None:
     """So whoever goes on after any of them misses none, live as well as from the tombstones."""
     async with viewing(world()) as (_, view, fleet):

@@ -234,6 +234,76 @@ async def test_a_watch_that_hangs_is_cut_off_and_others_do_not_notice() -> None:
         assert elected == reign.tokens
 
 
+@virtual
+async def test_a_reader_that_lags_is_told_how_old_each_event_is() -> None:
+    """What waited, and has newer ones behind it, is as old as that; the newest is as old as the view."""
+    async with viewing(world()) as (_, view, reign):
+        async with aclosing(view.watch_leader(ELECTION)) as events:
+            await anext(events)
+            before = await reign.begin()
+            await reign.end()
+            await asyncio.sleep(0.1)
+            applied_s = asyncio.get_running_loop().time()
+            await asyncio.sleep(4)
+            await reign.begin()
+            await asyncio.sleep(0.1)
+            over, vacated, elected = [await anext(events) for _ in range(3)]
+            waited_s = asyncio.get_running_loop().time() - applied_s
+            assert over.leader is not None
+            assert over.leader.token.revision == before
+            assert waited_s < over.source.age_s < waited_s + 2
+            assert waited_s < vacated.source.age_s < waited_s + 2
+            assert elected.source.age_s == view.source().age_s < 2
+            await asyncio.sleep(4)
+            await reign.end()
+            await asyncio.sleep(0.1)
+            assert (await anext(events)).source.age_s == view.source().age_s < 2
+        async with aclosing(view.watch_leader(ELECTION, after=before - 1)) as events:
+            missed = [await anext(events) for _ in range(3)]
+            waited_s = asyncio.get_running_loop().time() - applied_s
+            assert all(event.source.age_s > waited_s for event in missed[:2])
+            assert missed[2].source.age_s > 4
+            await asyncio.sleep(3)
+            assert (await anext(events)).source.age_s == view.source().age_s < 2
+
+
+@virtual
+async def test_what_was_missed_last_is_not_the_newest_when_more_has_happened() -> None:
+    """A reader that rests between what it missed and what happens then is not told that a term is still there."""
+    async with viewing(world()) as (_, view, reign):
+        begun = await reign.begin()
+        await asyncio.sleep(0.1)
+        async with aclosing(view.watch_leader(ELECTION, after=begun - 1)) as events:
+            assert (await anext(events)).source.age_s < 2
+        changed = await reign.change(address="new")
+        await asyncio.sleep(0.1)
+        async with aclosing(view.watch_leader(ELECTION, after=begun - 1)) as events:
+            await anext(events)
+            await reign.end()
+            await asyncio.sleep(4)
+            late = await anext(events)
+            assert (late.kind, late.source.revision) == (LeaderEventKind.UPDATED, changed)
+            assert late.source.age_s > 4
+            assert (await anext(events)).source.age_s == view.source().age_s < 2
+
+
+@virtual
+async def test_readers_that_are_told_at_once_get_one_event() -> None:
+    """So its message is made once; those that lag alike, too."""
+    async with viewing(world()) as (_, view, reign):
+        streams = [view.watch_leader(ELECTION) for _ in range(3)]
+        for stream in streams:
+            await anext(stream)
+        await reign.begin()
+        await reign.end()
+        await asyncio.sleep(4)
+        for _ in range(2):
+            first, *others = [await anext(stream) for stream in streams]
+            assert all(other is first for other in others)
+        for stream in streams:
+            await stream.aclose()
+
+
 # --- gaps --------------------------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ ORDER = (
     "etcd",
     "breaker",
     "reader",
+    "applied",
     "leader_history",
     "model",
     "mirror",

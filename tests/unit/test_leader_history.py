@@ -7,16 +7,17 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from election.applied import Applied
 from election.leader_history import LeaderHistory
 from election.reader import LeaderEvent, LeaderEventKind, Source
 
 
-def event(revision: int) -> LeaderEvent:
-    return LeaderEvent(LeaderEventKind.VACATED, None, Source(1, revision, 0.0))
+def event(revision: int) -> Applied[LeaderEvent]:
+    return Applied(LeaderEvent(LeaderEventKind.VACATED, None, Source(1, revision, 0.0)), 0.0)
 
 
-def revisions(events: tuple[LeaderEvent, ...] | None) -> list[int] | None:
-    return None if events is None else [each.source.revision for each in events]
+def revisions(events: tuple[Applied[LeaderEvent], ...] | None) -> list[int] | None:
+    return None if events is None else [each.event.source.revision for each in events]
 
 
 def test_what_came_after_a_revision_is_told() -> None:

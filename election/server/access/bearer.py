@@ -90,7 +90,7 @@ class Bearers:
             return Shown(JWT + verified.subject, verified.expires)
         if not self:
             raise BadToken("this server takes no bearer tokens: call without one")
-        raise BadToken("the bearer token is none that this server takes" + ("" if self._keys else ": it takes no JWTs"))
+        raise BadToken("the bearer token is not, or not any more, among those that this server knows")
 
     def is_withdrawn(self, line: TokenLine) -> bool:
         """Whether a line that a token was found in is gone from the file; one that has expired is not."""

@@ -78,7 +78,9 @@ class View(google.protobuf.message.Message):
     """The namespace that the server serves."""
     @property
     def age(self) -> google.protobuf.duration_pb2.Duration:
-        """How long ago the server last heard from etcd that it misses nothing; zero when it asked etcd for this."""
+        """How long ago the server last heard from etcd that it misses nothing; zero when it asked etcd for this. An event
+        that is sent while newer ones wait behind it is as old as what the server knew when it saw it.
+        """
 
     def __init__(
         self,
