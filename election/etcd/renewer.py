@@ -7,6 +7,7 @@ asked for is sent after that, so whoever asked can count the TTL from when it di
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -102,6 +103,7 @@ class _Line:
         self._member = member
         self._stream = stream
         self._writing = asyncio.Lock()
+        self._sending: set[asyncio.Task[None]] = set()
         self._refusal: EtcdError | None = None
 
     @property
@@ -112,14 +114,12 @@ class _Line:
         """One renewal; None when this stream will not do it; raises what another stream would be told as well."""
         answer: asyncio.Future[rpc.LeaseKeepAliveResponse | None] = asyncio.get_running_loop().create_future()
         self.asked[lease_id] = answer
+        sending = asyncio.create_task(self._send(lease_id, answer), name="renewal")
+        self._sending.add(sending)
+        sending.add_done_callback(self._sending.discard)
         try:
             async with asyncio.timeout(limit_s) as limit:
-                await self._ask(lease_id)
-                if not self.is_open and not answer.done():
-                    answer.set_result(None)
                 found = await answer
-        except RpcFailed:  # the reading is told why
-            found = None
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -131,22 +131,28 @@ class _Line:
             raise self._refusal
         return found
 
-    async def _ask(self, lease_id: int) -> None:
-        """Sends a request. One that is cancelled before it was its turn is forgotten; after that it may be sent."""
-        may_be_sent = False
-        try:
+    async def _send(self, lease_id: int, answer: asyncio.Future[rpc.LeaseKeepAliveResponse | None]) -> None:
+        """Sends a request when it is its turn, unless it was given up before.
+
+        It is a task of its own: gRPC ends a stream whose write is cancelled, and others share it.
+        """
+        with suppress(RpcFailed):  # the reading is told why
             async with self._writing:
+                if answer.cancelled():
+                    self.asked.pop(lease_id, None)
+                    return
                 if self.is_open:
-                    may_be_sent = True
                     await self._stream.write(rpc.LeaseKeepAliveRequest(ID=lease_id))
-        finally:
-            if not may_be_sent:
-                self.asked.pop(lease_id, None)
+                    return
+        if not answer.done():
+            answer.set_result(None)
 
     async def close(self) -> None:
         self.reading.cancel()
         self._stream.cancel()
-        await asyncio.wait({self.reading})
+        for sending in self._sending:
+            sending.cancel()
+        await asyncio.wait({self.reading, *self._sending})
 
     async def _read(self) -> None:
         """Takes answers until the stream fails, or its member answers from a raft term that is over."""

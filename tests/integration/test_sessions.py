@@ -20,6 +20,7 @@ from grpc import StatusCode
 from election.collector import Collector
 from election.config import AgentConfig, CollectorConfig
 from election.dev.etcd import EtcdCluster
+from election.etcd.renewer import Renewer
 from election.keys import SessionKey
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
@@ -244,6 +245,31 @@ async def test_the_end_of_a_stream_changes_nothing(apis: list[Api]) -> None:
     raw, again = await apis[1].opened(mine, incarnation=opened.incarnation)
     assert opened.incarnation == resumed.incarnation == again.incarnation
     assert await apis[0].stored() != {}
+
+
+async def test_a_renewal_that_is_cancelled_ends_no_stream_that_others_share(
+    single_etcd: EtcdCluster, namespace: str
+) -> None:
+    """Wherever it is at that moment: gRPC would end a stream one of whose writes is cancelled."""
+    async with connect(single_etcd.endpoints, namespace=namespace) as store, Renewer(store.client) as renewer:
+        opened, opening = 0, store.client.open
+
+        async def counted(*args: Any, **more: Any) -> Any:
+            nonlocal opened
+            opened += 1
+            return await opening(*args, **more)
+
+        store.client.open = counted  # type: ignore[method-assign]
+        stays, *leases = [(await store.client.lease_grant(30)).ID for _ in range(60)]
+        for number, lease in enumerate(leases):
+            await renewer.renew(stays)
+            given_up = asyncio.create_task(renewer.renew(lease))
+            for _ in range(number % 8):
+                await asyncio.sleep(0)
+            given_up.cancel()
+            await asyncio.wait({given_up})
+        await renewer.renew(stays)
+        assert opened == 1
 
 
 async def test_an_open_whose_answer_is_lost_can_be_sent_again(apis: list[Api]) -> None:
