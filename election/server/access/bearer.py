@@ -84,12 +84,15 @@ class Bearers:
         """
         if self._tokens is not None and (line := self._tokens.now().line(token, self._clock.wall())):
             return Shown(TOKEN + line.name, line.expires, line)
-        if self._keys is not None and self._jwt is not None and token.count(".") == 2:  # as JWTs are, and ours are not
+        is_jwt = token.count(".") == 2  # as JWTs are, and ours are not
+        if self._keys is not None and self._jwt is not None and is_jwt:
             issuer, audience = self._jwt.issuer, self._jwt.audience
             verified = self._keys.now().verify(token, issuer=issuer, audience=audience, now=self._clock.wall())
             return Shown(JWT + verified.subject, verified.expires)
         if not self:
             raise BadToken("this server takes no bearer tokens: call without one")
+        if is_jwt:
+            raise BadToken("this server takes no JWTs: call with a token of its file")
         raise BadToken("the bearer token is not, or not any more, among those that this server knows")
 
     def is_withdrawn(self, line: TokenLine) -> bool:
