@@ -189,8 +189,10 @@ def _audited(method: str, access: Access, call: Single) -> Single:
         finally:
             caller = current_caller.get()  # unless it was refused before it could be one
             who = caller.identities if caller.peer else shown
-            on = "" if isinstance(request, Unreadable) else access.resource(request)
-            audit.record(who=who, did=method, on=on, peer=peer, code=code.name)
+            on, asked = (
+                ("", {}) if isinstance(request, Unreadable) else (access.resource(request), access.rest(request))
+            )
+            audit.record(who=who, did=method, on=on, asked=asked, peer=peer, code=code.name)
 
     return audited
 

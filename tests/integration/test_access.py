@@ -433,7 +433,7 @@ async def test_what_operators_do_is_one_line_each(
     access = AccessConfig(
         written(authority.folder, RULE.format("admin", "cert:op*") + RULE.format("reader", "*")), tokens
     )
-    drain = pb.DrainAgentRequest(id="agents/w7\n{}")
+    drain = pb.DrainAgentRequest(id="agents/w7\n{}", undo=True)
     async with serving_access(monkeypatch, server, access, client_ca=authority.certificate) as (port, handlers):
         async with calling(port, authority.sign("operator"), token) as caller:
             assert await code(caller, DRAIN, drain) is StatusCode.OK
@@ -454,6 +454,7 @@ async def test_what_operators_do_is_one_line_each(
         (["cert:liar"], "UNAUTHENTICATED"),
     ]
     assert {(each["did"], each["on"]) for each in said} == {(DRAIN, "agents/w7\n{}")}
+    assert all(each["asked"] == {"undo": True} for each in said)
     assert all(each["from"].startswith("ipv4:127.0.0.1:") for each in said)
     assert not any("\n" in line for line in lines)
     assert token not in caplog.text

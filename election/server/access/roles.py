@@ -49,6 +49,15 @@ class Access:
         fields = (field for field in (self.election_field, self.agent_field) if field is not None)
         return next((str(getattr(request, field))[:_SHOWN] for field in fields), "")
 
+    def rest(self, request: Any) -> dict[str, object]:
+        """What else a request says, for people, likewise."""
+        named = (self.election_field, self.agent_field)
+        return {
+            field.name: value if isinstance(value, bool | int) else " ".join(str(value).split())[:_SHOWN]
+            for field, value in request.ListFields()
+            if field.name not in named
+        }
+
 
 _ELECTION = Access(Role.READER, election_field="election")
 _READ = Access(Role.READER)
