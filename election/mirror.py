@@ -184,8 +184,7 @@ class Mirror:
             try:
                 async with aclosing(follow(self._client, self._prefix, backoff)) as items:
                     async for item in items:
-                        if not isinstance(item, Changes):
-                            self.heard_at_s = max(self.heard_at_s, item.asked_at_s)
+                        self.heard_at_s = self._client.clock.now_s()
                         self._take(item)
             except EtcdError as error:
                 if not self.listed.is_set():

@@ -8,7 +8,6 @@ at has been compacted, the reader is told to begin again from a list.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -32,9 +31,7 @@ _SILENT_BEATS = 2
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything under the prefix at one revision, oldest key first, asked for at `asked_at_s` by the client's clock.
-
-    What was known before is void.
+    """Everything under the prefix at one revision, oldest key first. What was known before is void.
 
     `set_back` says that etcd's history may have been: what was seen of it before need not have happened.
     """
@@ -42,14 +39,12 @@ class Snapshot:
     revision: int
     cluster_id: int
     kvs: tuple[kv.KeyValue, ...]
-    asked_at_s: float = float("-inf")
     set_back: bool = False
 
     @classmethod
-    def of(cls, listed: rpc.RangeResponse, *, asked_at_s: float = float("-inf"), set_back: bool = False) -> Snapshot:
+    def of(cls, listed: rpc.RangeResponse, *, set_back: bool = False) -> Snapshot:
         """What a list has brought."""
-        header = listed.header
-        return cls(header.revision, header.cluster_id, tuple(listed.kvs), asked_at_s, set_back)
+        return cls(listed.header.revision, listed.header.cluster_id, tuple(listed.kvs), set_back)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +57,13 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The watch is alive: everything that had happened at `asked_at_s`, by the client's clock, has been delivered.
+    """The watch is alive: everything that had happened when this was sent has been delivered.
 
-    That is when the sign of life was asked for: when it arrives says nothing, since a process that was stopped finds
-    old ones when it wakes up. `revision` is where etcd said it was. A watch must not resume there, since etcd before
-    3.4.25 and 3.5.8 could send one that was ahead of the events (#15220).
+    `revision` is where etcd said it was. A watch must not resume there, since etcd before 3.4.25 and 3.5.8 could send
+    one that was ahead of the events (#15220).
     """
 
     revision: int
-    asked_at_s: float
 
 
 async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGenerator[Snapshot | Changes | Heard]:
@@ -85,7 +78,6 @@ async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGe
     """
     begun = set_back = False
     while True:
-        asked_at_s = client.clock.now_s()
         try:
             listed = await list_all(client, prefix)
         except (EtcdUnavailable, Compacted):
@@ -95,7 +87,7 @@ async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGe
             continue
         begun = True
         backoff.reset()
-        yield Snapshot.of(listed, asked_at_s=asked_at_s, set_back=set_back)
+        yield Snapshot.of(listed, set_back=set_back)
         try:
             header = listed.header
             async with aclosing(watch(client, prefix, header.revision + 1, backoff, header.raft_term)) as items:
@@ -158,7 +150,7 @@ async def _read(
     )
     fragments: list[kv.Event] = []
     async with aclosing(_answers(client, stream, prefix, rpc.WatchRequest(create_request=create))) as answers:
-        async for answer, asked_at_s in answers:
+        async for answer in answers:
             client.note(answer)
             if answer.canceled:
                 raise _refusal(answer)
@@ -173,16 +165,14 @@ async def _read(
             if fragments:
                 yield Changes(fragments[-1].kv.mod_revision, tuple(fragments))
                 fragments = []
-            elif not answer.events and asked_at_s is not None:
-                yield Heard(answer.header.revision, asked_at_s)
+            elif not answer.events:
+                yield Heard(answer.header.revision)
 
 
 async def _answers(
     client: EtcdClient, stream: _Watch, prefix: bytes, create: rpc.WatchRequest
-) -> AsyncGenerator[tuple[rpc.WatchResponse, float | None]]:
+) -> AsyncGenerator[rpc.WatchResponse]:
     """Everything that comes, until the stream ends, stays silent though it was asked for a sign of life, or is behind.
-
-    A sign of life is asked for once a beat, and comes with the time at which that was done; the others come without.
 
     A member whose disk hangs, or whom the others cannot hear, has a leader and gives signs of life, and never learns
     anything: what shows it is that etcd, when it is read, has been further for a beat or more.
@@ -190,8 +180,6 @@ async def _answers(
     beat_s = client.config.attempt_timeout_s
     silent_beats = 0
     reached = due = 0  # the revisions at which etcd was a beat ago, and two beats ago
-    asked_at_s: deque[float] = deque()
-    last_asked_s = client.clock.now_s()
     reading: asyncio.Task[rpc.WatchResponse | None] | None = None
     asking: asyncio.Task[int] | None = None
     try:
@@ -204,20 +192,15 @@ async def _answers(
                 if asking is None or asking.done():
                     due, reached = reached, asking.result() if asking else 0
                     asking = asyncio.create_task(_revision(client, prefix))
-            if not reading.done() or client.clock.now_s() >= last_asked_s + beat_s:
-                last_asked_s = client.clock.now_s()
-                asked_at_s.append(last_asked_s)
                 async with asyncio.timeout(beat_s):
                     await stream.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
-            if not reading.done():
                 continue
             answer, reading, silent_beats = reading.result(), None, 0
             if answer is None:
                 return
             if answer.header.revision < due and not (answer.events or answer.canceled):
                 return  # the member is behind
-            is_sign = asked_at_s and not (answer.events or answer.created or answer.fragment)
-            yield answer, asked_at_s.popleft() if is_sign else None
+            yield answer
     except TimeoutError:
         return
     finally:

@@ -19,7 +19,7 @@ from election.etcd.methods import Method
 from election.etcd.watch import Heard
 from election.keys import Keyspace
 from election.published import TooSlow
-from election.reader import MAX_AGE_S, LeaderEvent, LeaderEventKind
+from election.reader import LeaderEvent, LeaderEventKind
 from election.records import CandidateRecord
 from election.token import Token
 from election.told import ToldLeader
@@ -189,7 +189,7 @@ async def test_what_was_seen_is_not_told_again_where_a_sign_of_life_ran_ahead() 
 
         machine.transport.after_call = slow
         seen = await reign.begin()
-        view._mirror._take(Heard(seen, machine.clock.now_s()))
+        view._mirror._take(Heard(seen))
         async with watching(view, after=seen) as events:
             await asyncio.sleep(1)
             ended = await reign.end()
@@ -407,32 +407,6 @@ async def test_a_linearizable_answer_is_never_from_memory() -> None:
         assert (await view.leader(ELECTION)).value is None
         with pytest.raises(EtcdUnavailable):
             await view.leader(ELECTION, linearizable=True)
-
-
-@virtual
-async def test_an_answer_is_as_old_as_the_question_that_etcd_answered() -> None:
-    """Signs of life and events that were held up, or lay there while a process was stopped, make nothing fresh."""
-    async with viewing(world()) as (machine, view, reign):
-
-        async def slow(_: int, method: Method[Any, Any], answer: Message) -> None:
-            if method.path == methods.WATCH.path:
-                await asyncio.sleep(0.7)
-
-        await asyncio.sleep(3)
-        assert min([view.source().age_s, await later(view), await later(view)]) < 0.7
-        machine.transport.after_call = slow
-        await asyncio.sleep(2)
-        for _ in range(20):
-            await reign.begin()
-            assert await later(view) >= 0.7
-            await reign.end()
-            assert 0.7 <= await later(view) < MAX_AGE_S
-
-
-async def later(view: View) -> float:
-    """How old the view is after a part of a beat."""
-    await asyncio.sleep(0.3)
-    return view.source().age_s
 
 
 # --- everything at random ------------------------------------------------------------------------------------------
