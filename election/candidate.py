@@ -15,6 +15,7 @@ from typing import Any
 from election import leadership
 from election.attempt import Attempt, Candidacy
 from election.backoff import Backoff
+from election.clock import pause
 from election.config import CandidateConfig, check_labels
 from election.epoch import EpochGuard
 from election.errors import AccessDenied, ElectionError, EtcdError, LossReason, NotLeader
@@ -188,7 +189,7 @@ class Candidate:
                             raise left.error
                         if once:
                             break
-                await self._pause(backoff.next_s())
+                await pause(self.clock, backoff.next_s(), self._left)
             if self._left.is_set():
                 self._machine.apply(leadership.Departed())
         return last_term
@@ -261,15 +262,6 @@ class Candidate:
             return await attempt.run(lead)
         finally:
             self._attempt = None
-
-    async def _pause(self, duration_s: float) -> None:
-        """Waits between two attempts, but not for a candidate that was asked to leave."""
-        waits = {asyncio.create_task(self.clock.sleep_s(duration_s)), asyncio.create_task(self._left.wait())}
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
 
 
 def _elected(record: CandidateRecord) -> CandidateRecord:

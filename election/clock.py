@@ -42,3 +42,13 @@ class BootClock:
     async def sleep_s(self, duration_s: float) -> None:
         """Waits on asyncio's clock, which stands still while the machine is suspended."""
         await asyncio.sleep(duration_s)
+
+
+async def pause(clock: Clock, duration_s: float, unless: asyncio.Event) -> None:
+    """Waits for a time, but no longer than until something has happened."""
+    waits = {asyncio.create_task(clock.sleep_s(duration_s)), asyncio.create_task(unless.wait())}
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -19,7 +19,7 @@ from google.protobuf.duration_pb2 import Duration
 from election import leadership
 from election.backoff import Backoff
 from election.campaign_call import Call, CampaignCall
-from election.clock import BootClock, Clock
+from election.clock import BootClock, Clock, pause
 from election.config import CandidateConfig, check_labels
 from election.errors import ConfigError, ElectionError, LossReason, NotLeader
 from election.keys import check_name
@@ -167,7 +167,7 @@ class RemoteCandidate:
                 elif reraise and loss.error is not None:
                     raise loss.error
             if not self._left.is_set():
-                await self._pause(backoff.next_s())
+                await pause(self.clock, backoff.next_s(), self._left)
 
     @property
     def _who(self) -> str:
@@ -252,14 +252,6 @@ class RemoteCandidate:
                     self._machine.apply(leadership.DeadlinePassed(self.clock.now_s()))
                 else:
                     await self.clock.sleep_s(min(left_s, _LOOK_S))
-
-    async def _pause(self, duration_s: float) -> None:
-        waits = {asyncio.create_task(self.clock.sleep_s(duration_s)), asyncio.create_task(self._left.wait())}
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
 
 
 async def _begun(work: Work, term: Term) -> None:

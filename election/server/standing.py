@@ -14,6 +14,7 @@ from contextlib import suppress
 from google.protobuf.duration_pb2 import Duration
 
 from election.candidate import Candidate
+from election.clock import pause
 from election.errors import BadField, CallerSilent, ElectionError, LossReason
 from election.keys import Keyspace
 from election.leadership import Campaigning, Leading, Leaving, Renewed
@@ -160,14 +161,8 @@ class Standing:
         """Waits whatever happens: also when an event loop that is interrupted cancels everything that runs in it."""
         self._news.set()
         while (left_s := self._told_until_s - self._clock.now_s()) > 0 and not self._stopped.is_set():
-            waits = {
-                asyncio.create_task(self._stopped.wait()),
-                asyncio.create_task(self._clock.sleep_s(min(left_s, _LOOK_S))),
-            }
             with suppress(asyncio.CancelledError):
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
+                await pause(self._clock, min(left_s, _LOOK_S), self._stopped)
 
     async def _tell_transitions(self) -> None:
         async for transition in self._candidate.transitions():
