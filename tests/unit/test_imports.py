@@ -40,6 +40,7 @@ ORDER = (
     "term",
     "machine",
     "queue",
+    "predecessor",
     "epoch",
     "handover",
     "stuck",
