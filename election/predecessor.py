@@ -76,11 +76,13 @@ class Predecessor:
     async def stopped(self) -> None:
         """Returns when the last leader, as far as is known, does not take itself for it any more: mostly at once.
 
-        To be called when the own key is told to be the oldest, by the watch or by anything else.
+        To be called when the own key is told to be the oldest, by the watch or by anything else. Where that is wrong,
+        the old leader is not touched.
         """
         self._look()
-        if (leader := self._leader.value) is not None:  # the watch is behind
-            self._leader.set(None)
+        leader = self._leader.value
+        if leader is not None and not await self._is_there(leader) and self._leader.value is leader:
+            self._leader.set(None)  # the watch is behind
             self._goes(leader)
         while (robbed := self._robbed.value) is not None:
             if not robbed.ended:
@@ -143,6 +145,15 @@ class Predecessor:
             return  # it is asked again soon, and what is not known makes nobody wait
         if answer.TTL > 0 and self._leader.value is leader:
             self._life = _Life(leader, asked_at_s + answer.TTL, answer.grantedTTL)
+
+    async def _is_there(self, leader: Candidate) -> bool:
+        while True:
+            try:
+                found, _ = await self._client.get(leader.key.encode())
+            except EtcdError:
+                await self._clock.sleep_s(_LOOK_S)
+            else:
+                return found is not None and found.create_revision == leader.created
 
     async def _end(self, robbed: _Robbed) -> None:
         """Ends the lease of who was robbed of its key alone, and might renew it for as long as it has not heard."""

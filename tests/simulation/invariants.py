@@ -6,6 +6,7 @@ are the only moments at which there can be one leader more. The first violation 
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -27,11 +28,22 @@ LEARNS_IN_S = 14.0
 """A leader whose key a stranger has deleted learns of it by its watch; at the latest when that has been silent for
 10 s, and then it looks once in a second."""
 
+_CLOSE_S = 0.1
+"""A lease that was to end so soon after may have ended, by the clock of who asked."""
+
 _NOTHING = Token(0, 0)
 
 
 class Violated(Exception):
     """A promise was broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Orphan:
+    """When a stranger has deleted a key; and to whom etcd had told by then that its lease lasts longer."""
+
+    since_s: float
+    known_to: frozenset[CandidateNode]
 
 
 @dataclass
@@ -45,8 +57,8 @@ class Invariants:
     violation: str | None = None
     last_token: dict[str, Token] = field(default_factory=lambda: defaultdict(lambda: _NOTHING))
     acknowledged: list[Entry] = field(default_factory=list)
-    _orphaned: dict[tuple[str, int], float] = field(default_factory=dict)
-    """The keys that a stranger has deleted: the election, the create revision, and when."""
+    _orphaned: dict[tuple[str, int], _Orphan] = field(default_factory=dict)
+    """The keys that a stranger has deleted: the election, and the create revision."""
     _reaped: set[bytes] = field(default_factory=set)
     _restored: bool = False
 
@@ -141,23 +153,27 @@ class Invariants:
         ]
         if len(leading) < 2:
             return
-        rightful = [node for node in leading if not self._is_orphaned(node)]
-        if len(rightful) > 1:
-            told = " and ".join(f"{node.name} ({node.token})" for node in rightful)
-            self.violate(f"{told} lead {election} at once")
+        for node, other in itertools.combinations(leading, 2):
+            if not self._may_overlap(node, other) and not self._may_overlap(other, node):
+                self.violate(f"{node.name} ({node.token}) and {other.name} ({other.token}) lead {election} at once")
 
-    def _is_orphaned(self, node: CandidateNode) -> bool:
-        """Whether a stranger has deleted its key so shortly ago that it need not know."""
+    def _may_overlap(self, node: CandidateNode, other: CandidateNode) -> bool:
+        """Whether a stranger has robbed `node` of its key so shortly ago that it need not know, and nor need `other`."""
         assert node.token is not None
-        since_s = self._orphaned.get((node.election, node.token.revision))
-        return since_s is not None and self.clock() < since_s + LEARNS_IN_S
+        orphan = self._orphaned.get((node.election, node.token.revision))
+        if orphan is None or self.clock() >= orphan.since_s + LEARNS_IN_S:
+            return False
+        return other not in orphan.known_to
 
     def _candidate_goes(self, election: str, event: kv.Event, cause: Cause) -> None:
         before = self.store.before(event)
         assert before is not None
         created = before.create_revision
         if cause is Cause.STRANGER:
-            self._orphaned[election, created] = self.clock()
+            now_s = self.clock()
+            lasts_s = {node: node.way.lasts_until_s.get(before.lease, 0.0) for node in self._candidates(election)}
+            known_to = frozenset(node for node, until_s in lasts_s.items() if until_s > now_s + _CLOSE_S)
+            self._orphaned[election, created] = _Orphan(now_s, known_to)
             return
         for node in self._candidates(election):
             if node.token is None or node.token.revision != created or (election, created) in self._orphaned:

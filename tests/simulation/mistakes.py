@@ -91,6 +91,11 @@ _ALL = (
         (Edit(attempt.Attempt, "_prove", "await self._write_proof(token)", "True"),),
     ),
     Mistake(
+        "robbed-not-waited-for",
+        "whoever is the oldest leads at once, also where the old leader's key has gone before its lease could end",
+        (Edit(attempt.Attempt, "_prove", "await self._candidacy.predecessor.stopped()", "pass"),),
+    ),
+    Mistake(
         "own-key-not-watched",
         "a leader does not look at what the watch says of its key",
         (

@@ -21,6 +21,7 @@ from grpc import StatusCode
 from election.etcd import methods
 from election.etcd.methods import Method, Req, Resp
 from election.etcd.transport import Metadata, RpcFailed, Stream
+from election.pb.etcd import rpc_pb2 as rpc
 from tests.fake import statuses
 from tests.fake.etcd import FakeEtcd, MemberState
 from tests.fake.streams import FakeStream
@@ -42,6 +43,8 @@ class Way(FakeTransport):
         self.weather = CLEAR
         self.network = network
         self.process = process
+        self.lasts_until_s: dict[int, float] = {}
+        """Until when etcd has told the process that leases last at least."""
         self._rng = rng
         self._over = False
         self._stop: tuple[Moment, Callable[[], None]] | None = None
@@ -96,11 +99,15 @@ class Way(FakeTransport):
             raise RpcFailed(StatusCode.FAILED_PRECONDITION, "the run is over")
         await self.sends(method, request, sent=False)
         loop = asyncio.get_running_loop()
+        asked_at_s = loop.time()
         call = loop.create_task(self._unary(member, method, deepcopy(request)), context=self.network)
         try:
             async with asyncio.timeout(timeout_s) as limit:
                 await self.sends(method, request, sent=True)
-                return cast("Resp", await asyncio.shield(call))
+                answer = await asyncio.shield(call)
+                if isinstance(answer, rpc.LeaseTimeToLiveResponse):
+                    self.lasts_until_s[answer.ID] = max(asked_at_s + answer.TTL, self.lasts_until_s.get(answer.ID, 0.0))
+                return cast("Resp", answer)
         except TimeoutError:
             if limit.expired():
                 raise statuses.DEADLINE_EXCEEDED.error() from None

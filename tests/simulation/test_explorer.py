@@ -14,7 +14,7 @@ from tests.simulation.regressions import KEPT
 from tests.simulation.shrink import shrink
 
 SEEDS, PARTS = 100, 10
-FOUND_WITHIN = {"no-margin": 20, "no-proof": 5, "work-not-joined": 40, "no-reconcile": 60}
+FOUND_WITHIN = {"robbed-not-waited-for": 40, "no-margin": 20, "no-proof": 5, "work-not-joined": 40, "no-reconcile": 60}
 
 
 @pytest.fixture(autouse=True)
