@@ -8,12 +8,12 @@ import grpc.aio
 
 from election.agent_control import Drained, Reaped, Remains, drain, reap, remains, undrain
 from election.agent_restore import Restored, restore
+from election.client.servers import Req, Resp, Servers, Unary
 from election.errors import ConfigError
 from election.etcd.client import EtcdClient
 from election.keys import Keyspace, check_name
 from election.operation_messages import drained_from, reaped_from, remains_from, restored_from
 from election.pb.election.v1 import election_pb2 as pb
-from election.remote import Req, Resp, Servers, Unary
 from election.session_messages import seconds
 from election.statuses import error_of
 from election.token import LARGEST_REVISION

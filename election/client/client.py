@@ -18,10 +18,14 @@ from election import agent_messages, messages
 from election.agent_records import Agent, StateEntry, Tombstone
 from election.bearer import Bearer, check_private
 from election.breaker import Breaker
-from election.care import RemoteCare
+from election.client.candidate import RemoteCandidate
+from election.client.care import RemoteCare
+from election.client.conversation import Conversation
+from election.client.servers import Req, Resp, Servers, Unary
+from election.client.session import Session
+from election.client.told import ToldAgents, ToldLeader
 from election.clock import BootClock, Clock
 from election.config import AgentConfig, CandidateConfig, EtcdConfig, TlsConfig
-from election.conversation import Conversation
 from election.errors import ConfigError, RolledBack
 from election.paged import Asked, Told, all_pages, source_of
 from election.pb.election.v1 import election_pb2 as pb
@@ -37,12 +41,8 @@ from election.reader import (
     TokenCheck,
 )
 from election.records import Candidate, Election, Leader
-from election.remote import Req, Resp, Servers, Unary
-from election.remote_candidate import RemoteCandidate
-from election.session import Session
 from election.statuses import error_of
 from election.token import Token
-from election.told import ToldAgents, ToldLeader
 from election.watchdog import Watchdog
 
 CALL_TIMEOUT_S = 5.0
