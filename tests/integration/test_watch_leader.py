@@ -190,7 +190,7 @@ async def test_a_silent_stream_gives_signs_of_life(store: Store, reign: Reign) -
 
 async def test_a_server_that_falls_silent_is_left(store: Store, reign: Reign, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its connection lives, and nothing comes any more: the client goes on elsewhere, and has missed nothing."""
-    monkeypatch.setattr("election.client.client.HEARTBEAT_S", 1.0)
+    monkeypatch.setattr("election.client.watches.HEARTBEAT_S", 1.0)
     async with (
         serving(store) as (server, view),
         serving(store) as (other, _),

@@ -65,7 +65,6 @@ ORDER = (
     "wire",
     "messages",
     "agent_messages",
-    "paged",
     "session_messages",
     "operation_messages",
     "server",
@@ -83,8 +82,10 @@ ORDER = (
 INSIDE = {
     "etcd": ("methods", "transport", "failures", "txn", "client", "lease", "keepalive", "renewer", "listing", "watch"),
     "client": (
-        "told",
         "servers",
+        "questions",
+        "told",
+        "watches",
         "conversation",
         "session_stream",
         "session_keeper",
