@@ -48,6 +48,9 @@ class Done(StrEnum):
     """etcd was read: `ok`, and `ended_at_s`."""
     EVICTED = "agent evicted"
     """A stranger is about to delete the liveness key of `who`, an agent: `incarnation`."""
+    WOKEN = "member woken"
+    """A member of etcd that stood still is about to go on: `who`. One that led before may end leases that others have
+    renewed meanwhile (etcd #15247)."""
     ROBBED = "candidate robbed"
     """A stranger is about to delete the key, or revoke the lease, of a candidate: `who` (its id), `token` (its key's
     create revision, with the epoch), `how`: key or lease."""

@@ -195,6 +195,19 @@ def test_nobody_takes_itself_for_alive_once_it_is_not() -> None:
     refused(story, "took itself for alive 0.1")
 
 
+def test_an_incarnation_that_etcd_has_cut_short_is_believed_until_its_deadline() -> None:
+    """By a member that led, stood still and goes on: so soon after it, and for no longer than a lease lasts."""
+
+    def cut_short(after_s: float) -> Story:
+        return Story().lives("w1").fact(Done.WOKEN, "m1").wait(after_s).vanish("w1")
+
+    ttl_s = Story().history().settings.ttl_s
+    assert check(cut_short(0.1).wait(ttl_s - 0.1).say("acted", "w1").history()) == []
+    refused(cut_short(0.1).wait(ttl_s + 0.1).say("acted", "w1"), "took itself for alive")
+    refused(cut_short(3.0).wait(0.1).say("acted", "w1"), "took itself for alive 0.1")
+    refused(Story().lives("w1").vanish("w1").wait(0.1).fact(Done.WOKEN, "m1").say("acted", "w1"), "alive 0.1")
+
+
 def test_a_write_that_was_confirmed_is_there() -> None:
     """Or etcd has lost it, or the observer has not seen everything."""
     refused(Story().lives("w1").say("wrote", "w1", key="status"), "and it was not")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from election.agent_records import AgentRecord
+from election.drill.checker.harm import times
 from election.drill.checker.replay import Step, World, object_of
 from election.drill.checker.violation import Violation
 from election.drill.history import Change, History, Said, Stored
@@ -17,6 +18,8 @@ from election.keys import REGISTRATION
 STRANGER = "stranger"
 """Who writes the values that the drill puts by hand."""
 _TAKES_OVER_S = 30.0
+_WAKES_S = 2.0
+"""So soon after it goes on has a member of etcd learned that it leads no more, and all have seen what it did."""
 
 
 @dataclass
@@ -26,6 +29,7 @@ class Writes:
     history: History
     _gone_at_s: dict[tuple[str, int], float] = field(default_factory=dict)
     _evicted: set[tuple[str, int]] = field(default_factory=set)
+    _cut_short: set[tuple[str, int]] = field(default_factory=set)
     _reaped: set[tuple[str, int]] = field(default_factory=set)
     _confirmed: set[tuple[str, str, float]] = field(default_factory=set)
 
@@ -38,6 +42,7 @@ class Writes:
             for fact in self.history.facts
             if fact.what == Done.STARTED and fact.more.get("takeover")
         ]
+        self._woken_s = times(self.history.facts, Done.WOKEN)
         self._evicted = {
             (each.who, each.more["incarnation"]) for each in self.history.facts if each.what == Done.EVICTED
         }
@@ -98,17 +103,22 @@ class Writes:
             self._gone_at_s[incarnation] = seen_at_s = step.revision.seen_at_s
             if any(who == agent and 0 < seen_at_s - at_s < _TAKES_OVER_S for who, at_s in self._takeovers):
                 self._evicted.add(incarnation)
+            if any(0 <= seen_at_s - at_s < _WAKES_S for at_s in self._woken_s):
+                self._cut_short.add(incarnation)
 
     def beliefs(self) -> Iterator[Violation]:
         """What processes took themselves for, and what they were told, that etcd contradicts.
 
-        An incarnation whose liveness key somebody else has deleted cannot know at once, and is believed.
+        An incarnation whose liveness key somebody else has deleted cannot know at once, and is believed. So is one
+        whose lease etcd itself has ended too soon, as a leader of its own does that stood still: until the time is over
+        that the last renewal has given it.
         """
         last = self.history.revisions[-1].number if self.history.revisions else 0
         for said in self.history.said:
             incarnation = said.agent, said.incarnation
             late_s = said.at_s - self._gone_at_s.get(incarnation, float("inf"))
-            if said.what == "acted" and late_s > 0 and incarnation not in self._evicted:
+            bound_s = self.history.settings.ttl_s if incarnation in self._cut_short else 0.0
+            if said.what == "acted" and late_s > bound_s and incarnation not in self._evicted:
                 yield _belief(last, said, f"took itself for alive {late_s:.3f} s after its liveness key was gone")
             if said.what == "wrote" and (said.agent, said.key, said.at_s) not in self._confirmed:
                 yield _belief(last, said, f"was told that {said.key!r} was written at {said.at_s:.3f}, and it was not")

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from election.dev.etcd import Member
 from election.drill.faults.fault import Fault, Lane, Nobody, Stage
 from election.drill.site import Site
+from election.drill.vocabulary import Done
 from election.errors import EtcdUnavailable
 
 _TERMINATE_S = 10.0
@@ -25,12 +26,15 @@ async def leader_of(site: Site) -> Member:
 
 
 @asynccontextmanager
-async def healed(site: Site) -> AsyncGenerator[None]:
+async def healed(stage: Stage) -> AsyncGenerator[None]:
     """Heals all members after the block, however that ends."""
     try:
         yield
     finally:
-        await site.heal()
+        for member in stage.site.cluster.members:
+            if member.paused:
+                stage.note(Done.WOKEN, member.name)
+        await stage.site.heal()
 
 
 def names(members: Sequence[Member]) -> str:
@@ -70,7 +74,7 @@ def _done_to(chosen: Chosen, do: Callable[[Member], None]) -> Callable[[Stage], 
     async def act(stage: Stage) -> AsyncGenerator[None]:
         members = await chosen(stage)
         stage.on(names(members))
-        async with healed(stage.site):
+        async with healed(stage):
             for member in members:
                 do(member)
             yield
@@ -83,7 +87,7 @@ async def _restart(stage: Stage) -> AsyncGenerator[None]:
     """Lets the leader end as an operator does; what it is about to answer, it answers, and then it is down."""
     leader = await leader_of(stage.site)
     stage.on(leader.name)
-    async with healed(stage.site):
+    async with healed(stage):
         try:
             leader.terminate()
             await leader.wait_ended(_TERMINATE_S)
@@ -97,8 +101,8 @@ async def _stall(stage: Stage) -> AsyncGenerator[None]:
     """Stops and continues the leader again and again, which is all that others see of a disk that hangs."""
     leader = await leader_of(stage.site)
     stage.on(leader.name)
-    async with healed(stage.site):
-        stalling = asyncio.create_task(_stall_until_cancelled(leader, random.Random(stage.rng.random())))
+    async with healed(stage):
+        stalling = asyncio.create_task(_stall_until_cancelled(stage, leader))
         try:
             yield
         finally:
@@ -106,10 +110,12 @@ async def _stall(stage: Stage) -> AsyncGenerator[None]:
             await asyncio.wait({stalling})
 
 
-async def _stall_until_cancelled(member: Member, rng: random.Random) -> None:
+async def _stall_until_cancelled(stage: Stage, member: Member) -> None:
+    rng = random.Random(stage.rng.random())
     while True:
         member.pause()
         await asyncio.sleep(rng.uniform(*_STALL_S))
+        stage.note(Done.WOKEN, member.name)
         member.resume()
         await asyncio.sleep(rng.uniform(*_FLOW_S))
 

@@ -20,7 +20,7 @@ _SLOW_S = (0.05, 0.4)
 async def _partition_leader(stage: Stage) -> AsyncGenerator[None]:
     leader = await leader_of(stage.site)
     stage.on(leader.name)
-    async with healed(stage.site):
+    async with healed(stage):
         stage.site.peers.isolate(leader)
         yield
 
@@ -37,7 +37,7 @@ async def _partition_ring(stage: Stage) -> AsyncGenerator[None]:
     ring = [leader, *stage.rng.sample(others, len(others))]
     kept = {frozenset(pair) for pair in pairwise(ring if len(ring) == 3 else [*ring, leader])}
     stage.on(" - ".join(members[index].name for index in ring))
-    async with healed(stage.site):
+    async with healed(stage):
         for pair in combinations(ring, 2):
             if frozenset(pair) not in kept:
                 stage.site.peers.part(*pair)
@@ -49,7 +49,7 @@ async def _partition_one_way(stage: Stage) -> AsyncGenerator[None]:
     leader = await leader_of(stage.site)
     cut = stage.rng.choice((Peers.deafen, Peers.mute))
     stage.on(f"{leader.name} {'hears nothing' if cut is Peers.deafen else 'is not heard'}")
-    async with healed(stage.site):
+    async with healed(stage):
         cut(stage.site.peers, leader)
         yield
 
@@ -58,7 +58,7 @@ async def _partition_one_way(stage: Stage) -> AsyncGenerator[None]:
 async def _slow_peers(stage: Stage) -> AsyncGenerator[None]:
     delay_s = stage.rng.uniform(*_SLOW_S)
     stage.on(f"all members, by {delay_s * 1000:.0f} ms")
-    async with healed(stage.site):
+    async with healed(stage):
         stage.site.peers.slow(delay_s)
         yield
 

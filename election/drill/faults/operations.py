@@ -32,7 +32,7 @@ async def _compact(stage: Stage) -> AsyncGenerator[None]:
     """Up to what the history has, since its observer must miss nothing."""
     revision = stage.observed
     stage.on(f"revision {revision}")
-    async with healed(stage.site):
+    async with healed(stage):
         with suppress(Compacted):  # nothing was written since it was done before
             await stage.site.control.compact(revision)
         yield
@@ -42,7 +42,7 @@ async def _compact(stage: Stage) -> AsyncGenerator[None]:
 async def _defragment(stage: Stage) -> AsyncGenerator[None]:
     """One member after the other, as operators do it: each serves nobody meanwhile."""
     stage.on("all members")
-    async with healed(stage.site):
+    async with healed(stage):
         for member in stage.site.cluster.members:
             async with stage.site.client_of(member) as client:
                 await client.call(methods.DEFRAGMENT, rpc.DefragmentRequest(), timeout_s=_PATIENCE_S)
@@ -71,7 +71,7 @@ async def _move_leader(stage: Stage) -> AsyncGenerator[None]:
     to = stage.rng.choice([member for member in site.cluster.members if member is not leader])
     moving = rpc.MoveLeaderRequest(targetID=(await _member_ids(site))[to.peer_url])
     stage.on(f"{leader.name} to {to.name}")
-    async with healed(site), site.client_of(leader) as client:
+    async with healed(stage), site.client_of(leader) as client:
         async with asyncio.timeout(_PATIENCE_S):
             while await site.cluster.leader() is leader:
                 with suppress(EtcdError):  # it refuses while the other one is behind
@@ -122,7 +122,7 @@ async def _expire_tokens(stage: Stage) -> AsyncGenerator[None]:
     assert stage.site.user is not None
     name, password = stage.site.user
     stage.on(name)
-    async with healed(stage.site):
+    async with healed(stage):
         change = rpc.AuthUserChangePasswordRequest(name=name, password=password)
         await stage.site.control.call(methods.USER_CHANGE_PASSWORD, change)
         yield

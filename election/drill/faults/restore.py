@@ -40,7 +40,7 @@ async def _restore(stage: Stage, *, bumped: bool) -> AsyncGenerator[None]:
     await asyncio.sleep(stage.rng.uniform(*_LOST_S))
     stage.on("all members")
     try:
-        async with healed(site):
+        async with healed(stage):
             async with stage.set_back(bumped=bumped):
                 _swap(site, files)
                 # A member answers to a token of later than it knows of only when it has come as far, or never.
