@@ -6,14 +6,14 @@ from typing import Protocol
 
 from election.agent_control import Drained, Reaped, Remains, drain, reap, remains, undrain
 from election.agent_restore import Restored, restore
+from election.api.operations import drained_from, reaped_from, remains_from, restored_from
+from election.api.sessions import seconds
 from election.client.questions import ask
 from election.client.servers import Servers
 from election.errors import ConfigError
 from election.etcd.client import EtcdClient
 from election.keys import Keyspace, check_name
-from election.operation_messages import drained_from, reaped_from, remains_from, restored_from
 from election.pb.election.v1 import election_pb2 as pb
-from election.session_messages import seconds
 from election.token import LARGEST_REVISION
 
 

@@ -11,8 +11,10 @@ from typing import Self
 import grpc
 import grpc.aio
 
-from election import agent_messages, messages
 from election.agent_records import Agent, StateEntry, Tombstone
+from election.api.agents import agent_from, breaker_from, entry_from, filter_message, tombstone_from
+from election.api.elections import candidate_from, election_from, leader_from, source_from
+from election.api.statuses import error_of
 from election.bearer import Bearer, check_private
 from election.breaker import Breaker
 from election.client.candidate import RemoteCandidate
@@ -28,7 +30,6 @@ from election.errors import ConfigError
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import NOT_REAPED, AgentEvent, AgentFilter, Answer, LeaderEvent, TokenCheck
 from election.records import Candidate, Election, Leader
-from election.statuses import error_of
 from election.token import Token
 from election.watchdog import Watchdog
 
@@ -154,28 +155,26 @@ class Client:
         """Who leads; None when nobody does."""
         request = request_of(pb.GetLeaderRequest, election=election, linearizable=linearizable)
         answer = await ask(self._servers, lambda server: server.elections.GetLeader, request)
-        return Answer(_leader(answer), messages.source_from(answer.view))
+        return Answer(_leader(answer), source_from(answer.view))
 
     async def elections(self, *, linearizable: bool = False) -> Answer[tuple[Election, ...]]:
         """The elections that somebody stands for, by name."""
         request = pb.ListElectionsRequest(linearizable=linearizable)
         pages = await ask_pages(self._servers, lambda server: server.elections.ListElections, request)
-        return Answer(
-            tuple(messages.election_from(each) for page in pages for each in page.elections), source_of(pages)
-        )
+        return Answer(tuple(election_from(each) for page in pages for each in page.elections), source_of(pages))
 
     async def candidates(self, election: str, *, linearizable: bool = False) -> Answer[tuple[Candidate, ...]]:
         """The candidates of one election, oldest first."""
         request = request_of(pb.ListCandidatesRequest, election=election, linearizable=linearizable)
         pages = await ask_pages(self._servers, lambda server: server.elections.ListCandidates, request)
-        found = (messages.candidate_from(each) for page in pages for each in page.candidates)
+        found = (candidate_from(each) for page in pages for each in page.candidates)
         return Answer(tuple(found), source_of(pages))
 
     async def check_token(self, election: str, token: Token) -> Answer[TokenCheck]:
         """Whether the token is that of the present leader; the server asks etcd."""
         request = request_of(pb.CheckTokenRequest, election=election, token=int(token))
         answer = await ask(self._servers, lambda server: server.elections.CheckToken, request)
-        return Answer(TokenCheck(answer.current, _leader(answer)), messages.source_from(answer.view))
+        return Answer(TokenCheck(answer.current, _leader(answer)), source_from(answer.view))
 
     async def agents(
         self, chosen: AgentFilter = NOT_REAPED, *, linearizable: bool = False
@@ -183,10 +182,10 @@ class Client:
         """The agents that fit, by id."""
         if not chosen.states:  # a request that names no state asks for those that are not reaped
             return Answer((), (await self.agents(linearizable=linearizable)).source)
-        request = request_of(agent_messages.filter_message, chosen=chosen)
+        request = request_of(filter_message, chosen=chosen)
         request.linearizable = linearizable
         pages = await ask_pages(self._servers, lambda server: server.agents.ListAgents, request)
-        found = (agent_messages.agent_from(each) for page in pages for each in page.agents)
+        found = (agent_from(each) for page in pages for each in page.agents)
         return Answer(tuple(found), source_of(pages))
 
     async def agent(
@@ -200,20 +199,20 @@ class Client:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise error_of(error) from None
             return Answer(None, source_in(error))
-        state = tuple(map(agent_messages.entry_from, answer.state))
-        return Answer((agent_messages.agent_from(answer.agent), state), messages.source_from(answer.view))
+        state = tuple(map(entry_from, answer.state))
+        return Answer((agent_from(answer.agent), state), source_from(answer.view))
 
     async def tombstones(self, agent: str | None = None) -> Answer[tuple[Tombstone, ...]]:
         """The tombstones of one agent or of all, the oldest reap first; the server asks etcd."""
         request = request_of(pb.ListTombstonesRequest, agent=_named(agent))
         pages = await ask_pages(self._servers, lambda server: server.agents.ListTombstones, request)
-        found = (agent_messages.tombstone_from(each) for page in pages for each in page.tombstones)
+        found = (tombstone_from(each) for page in pages for each in page.tombstones)
         return Answer(tuple(found), source_of(pages))
 
     async def breaker(self) -> Answer[Breaker]:
         """Whether collectors may reap at present; the server asks etcd."""
         answer = await ask(self._servers, lambda server: server.agents.GetBreaker, pb.GetBreakerRequest())
-        return Answer(agent_messages.breaker_from(answer.breaker), messages.source_from(answer.view))
+        return Answer(breaker_from(answer.breaker), source_from(answer.view))
 
     # --- watches ---------------------------------------------------------------------------------------------
 
@@ -279,4 +278,4 @@ def _named(agent: str | None) -> str:
 
 
 def _leader(answer: pb.GetLeaderResponse | pb.CheckTokenResponse) -> Leader | None:
-    return messages.leader_from(answer.leader) if answer.HasField("leader") else None
+    return leader_from(answer.leader) if answer.HasField("leader") else None

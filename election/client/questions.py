@@ -8,12 +8,12 @@ from typing import Any, Protocol, TypeVar
 
 import grpc.aio
 
+from election.api.elections import VIEW_METADATA, source_from
+from election.api.statuses import error_of
 from election.client.servers import Req, Resp, Servers, Unary
 from election.errors import ConfigError
-from election.messages import VIEW_METADATA, source_from
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import Source
-from election.statuses import error_of
 
 
 class PageRequest(Protocol):

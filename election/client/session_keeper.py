@@ -10,6 +10,7 @@ from random import Random
 from typing import Any, Protocol
 
 from election.agent_records import AgentRecord
+from election.api.sessions import LONGEST_SECRET, check_ttl, seconds
 from election.backoff import Backoff
 from election.client.session_stream import SessionStream, Wire
 from election.clock import Clock
@@ -19,7 +20,6 @@ from election.lives import Lives
 from election.pb.election.v1 import election_pb2 as pb
 from election.published import Published
 from election.registration import Registration
-from election.session_messages import LONGEST_SECRET, check_ttl, seconds
 
 logger = logging.getLogger("election")
 

@@ -7,7 +7,8 @@ from contextlib import aclosing
 
 from google.protobuf.duration_pb2 import Duration
 
-from election import agent_messages, messages
+from election.api.agents import agent_event_from
+from election.api.elections import leader_event_from
 from election.client.questions import request_of
 from election.client.servers import Servers
 from election.client.told import ToldAgents, ToldLeader
@@ -42,7 +43,7 @@ async def leader_events(
         try:
             async with aclosing(streams):
                 async for message in streams:
-                    event = message and told.news(messages.leader_event_from(message))
+                    event = message and told.news(leader_event_from(message))
                     if event and (heartbeat_s is not None or event.kind is not LeaderEventKind.HEARTBEAT):
                         yield event
         except RolledBack:
@@ -65,7 +66,7 @@ async def agent_events(servers: Servers, *, after: int | None, heartbeat_s: floa
                     if message is None:
                         told.begin()
                         continue
-                    for event in told.news(agent_messages.agent_event_from(message)):
+                    for event in told.news(agent_event_from(message)):
                         if heartbeat_s is not None or event.kind is not AgentEventKind.HEARTBEAT:
                             yield event
         except RolledBack:

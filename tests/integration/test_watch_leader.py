@@ -14,6 +14,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
 
+from election.api.statuses import reason_in
 from election.client import Client, dial
 from election.dev.etcd import EtcdCluster
 from election.errors import ConfigError, EtcdUnavailable, RolledBack
@@ -24,7 +25,6 @@ from election.pb.election.v1 import election_pb2_grpc as services
 from election.reader import LeaderEvent, LeaderEventKind
 from election.records import CandidateRecord
 from election.server.serving import GrpcServer
-from election.statuses import reason_in
 from election.store import Store, connect
 from election.views import View
 from tests.simulation.test_watch_leader import Reign

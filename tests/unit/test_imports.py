@@ -19,7 +19,6 @@ ORDER = (
     "published",
     "highwater",
     "keys",
-    "resources",
     "config",
     "reloaded",
     "credentials",
@@ -61,12 +60,7 @@ ORDER = (
     "collector",
     "store",
     "background",
-    "statuses",
-    "wire",
-    "messages",
-    "agent_messages",
-    "session_messages",
-    "operation_messages",
+    "api",
     "server",
     "client",
     "blocking",
@@ -81,6 +75,7 @@ ORDER = (
 
 INSIDE = {
     "etcd": ("methods", "transport", "failures", "txn", "client", "lease", "keepalive", "renewer", "listing", "watch"),
+    "api": ("resources", "statuses", "values", "elections", "agents", "sessions", "operations"),
     "client": (
         "servers",
         "questions",
