@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from google.protobuf.duration_pb2 import Duration
-
 from election.api import values
 from election.api.resources import candidate_name, election_name, leader_name
 from election.errors import BadField, LossReason
@@ -38,8 +36,7 @@ SHORTEST_HEARTBEAT_S, LONGEST_HEARTBEAT_S = 1.0, 300.0
 def view_message(source: Source, namespace: str = "") -> pb.View:
     """Where an answer comes from."""
     age_s = min(max(source.age_s, 0.0), _LONGEST_S)
-    age = Duration()
-    age.FromNanoseconds(round(age_s * 1e9))
+    age = values.seconds(age_s)
     return pb.View(cluster_id=source.cluster_id, revision=source.revision, age=age, namespace=namespace)
 
 

@@ -47,13 +47,6 @@ def check_ttl(ttl_s: float) -> int:
     return int(ttl_s)
 
 
-def seconds(value: float) -> Duration:
-    """So many seconds, as a message."""
-    duration = Duration()
-    duration.FromNanoseconds(round(value * 1e9))
-    return duration
-
-
 def failure_message(error: ElectionError) -> pb.Failure:
     """Why one message could not be acted on."""
     indefinite = isinstance(error, EtcdError) and error.indefinite

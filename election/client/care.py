@@ -7,7 +7,7 @@ from typing import Protocol
 from election.agent_control import Drained, Reaped, Remains, drain, reap, remains, undrain
 from election.agent_restore import Restored, restore
 from election.api.operations import drained_from, reaped_from, remains_from, restored_from
-from election.api.sessions import seconds
+from election.api.values import seconds
 from election.client.questions import ask
 from election.client.servers import Servers
 from election.errors import ConfigError

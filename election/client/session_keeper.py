@@ -10,7 +10,8 @@ from random import Random
 from typing import Any, Protocol
 
 from election.agent_records import AgentRecord
-from election.api.sessions import LONGEST_SECRET, check_ttl, seconds
+from election.api.sessions import LONGEST_SECRET, check_ttl
+from election.api.values import seconds
 from election.backoff import Backoff
 from election.client.session_stream import SessionStream, Wire
 from election.clock import Clock

@@ -9,6 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from election.api.agents import agent_event_from
 from election.api.elections import leader_event_from
+from election.api.values import seconds
 from election.client.questions import request_of
 from election.client.servers import Servers
 from election.client.told import ToldAgents, ToldLeader
@@ -81,6 +82,4 @@ def _beat_s(asked_s: float | None) -> float:
 
 def _heartbeat(asked_s: float | None) -> Duration:
     """How often the server is to give a sign of life: it is asked for one though nobody wants to be told."""
-    heartbeat = Duration()
-    heartbeat.FromNanoseconds(round(_beat_s(asked_s) * 1e9))
-    return heartbeat
+    return seconds(_beat_s(asked_s))

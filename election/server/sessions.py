@@ -12,7 +12,8 @@ from typing import Any
 
 from election.agent_records import AgentState
 from election.api.elections import view_message
-from election.api.sessions import failure_message, opening_from, seconds
+from election.api.sessions import failure_message, opening_from
+from election.api.values import seconds
 from election.errors import BadField, ConfigError, ElectionError, EtcdError
 from election.etcd.client import EtcdClient
 from election.etcd.renewer import Renewer
