@@ -1,6 +1,6 @@
 """The client of the gRPC API, for programs without access to etcd.
 
-`client` asks one of several `servers`, and the next one after it: `questions`, which have one answer, and `watches`,
+`client` asks one of several `servers`, and goes on at the next: `questions`, which have one answer, and `watches`,
 which go on after what they have `told`. A `conversation` is a call in both directions: a `candidate` has one in each
 `campaign_call`, an agent's `session` in its `session_stream`, which the `session_keeper` makes anew. `care` is what
 operators do.
