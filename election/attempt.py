@@ -27,6 +27,7 @@ from election.handover import hand_over
 from election.keys import Keyspace
 from election.leadership import Campaigning, Leading, Leaving
 from election.machine import Machine
+from election.predecessor import Predecessor
 from election.queue import Look, Queue, QueueWatch, succession
 from election.records import CandidateRecord
 from election.token import Token
@@ -62,6 +63,7 @@ class Candidacy:
     config: CandidateConfig
     guard: EpochGuard
     watch: QueueWatch
+    predecessor: Predecessor
     rng: random.Random
     where: Callable[[], str] | None = None
 
@@ -265,9 +267,11 @@ class Attempt:
 
         A linearizable read would prove nothing: it can be stale after a process pause (etcd #20418). The write is
         safe to repeat, since it does not change the key's create revision. When the watch shows a handover or the own
-        proof meanwhile, nobody waits for the answer.
+        proof meanwhile, nobody waits for the answer. It is not written before the predecessor has stopped: who was
+        robbed of its key may not have heard of it.
         """
         await self._machine.until(lambda state: not isinstance(state, Campaigning) or state.may_prove)
+        await self._candidacy.predecessor.stopped()
         backoff = self._candidacy.backoff()
         while isinstance(state := self._machine.state, Campaigning):
             token = Token(self._epoch.number, state.created)
@@ -315,7 +319,8 @@ class Attempt:
     async def _hand_over(self, left: Leaving) -> None:
         """Makes the next in line, or the one who was named, the leader; nothing when there is nobody or nothing left.
 
-        What cannot be handed over is let go with the lease, and the next in line leads then.
+        What cannot be handed over is let go with the lease, and the next in line leads then. It is said before that it
+        is over: who comes now would see a key that goes too early.
         """
         if left.token is None or left.reason.takes_the_key:
             return
@@ -324,10 +329,20 @@ class Attempt:
         try:
             for _ in range(_HANDOVER_TRIES):
                 heirs = succession(waiting, self.successor)
-                if not heirs or await hand_over(self._client, keyspace, self._epoch, self.key, left.token, heirs):
+                if not heirs:
+                    break
+                if await hand_over(self._client, keyspace, self._epoch, self.key, left.token, heirs):
                     return
                 listed = await self._client.list(keyspace.campaign(election))
                 waiting = Queue.of(election, Snapshot.of(listed)).behind(left.token.revision)
                 await self._renew_epoch(listed.header.revision)
+            await self._say_ended(left.token)
         except ElectionError as error:
             logger.warning("%s: the leadership could not be handed over: %s", self._candidacy.who, error)
+
+    async def _say_ended(self, token: Token) -> None:
+        own = self._candidacy.watch.queue.get(self.key)
+        if own is None or own.record is None:
+            return
+        ended = txn.put(self.key, replace(own.record, ended=self._lease.id).encode(), keep_lease=True)
+        await self._client.txn([txn.created_at(self.key, token.revision)], [ended], repeat=Repeat.SAFE)

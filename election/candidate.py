@@ -24,11 +24,12 @@ from election.etcd.lease import grant, let_go
 from election.keys import COLLECTOR_ELECTION, Keyspace, check_name
 from election.leadership import Leading, Leaving, State
 from election.machine import Machine, Transition
+from election.predecessor import Predecessor
 from election.queue import QueueWatch, succession
 from election.reader import LeaderEvent
 from election.records import CandidateRecord
 from election.term import Loss, Term
-from election.token import LARGEST_EPOCH, Token
+from election.token import LARGEST_EPOCH, LARGEST_REVISION, Token
 from election.views import View
 from election.watchdog import Watchdog
 
@@ -72,6 +73,8 @@ class Candidate:
         self._machine = Machine(self.clock)
         self._watch: QueueWatch | None = None
         self._attempt: Attempt | None = None
+        self._ended = 0
+        """The lease of the last term, under which nothing is done any more."""
         self._left = asyncio.Event()
         self._left_reason = LossReason.RESIGNED
 
@@ -208,6 +211,7 @@ class Candidate:
         if self._watch is not None:
             raise ElectionError(f"candidate {self.id!r} already stands for {self.election!r}: one lead() at a time")
         watch = self._watch = QueueWatch(self._client, self._keyspace, self.election, who=self.id)
+        ask_s = self._config.renew_interval_s
         candidacy = Candidacy(
             self._client,
             self._keyspace,
@@ -216,10 +220,14 @@ class Candidate:
             self._config,
             self._guard,
             watch,
+            Predecessor(self._client, watch, ask_s=ask_s, who=self.id),
             self._rng,
             where,
         )
-        following = asyncio.create_task(watch.run(candidacy.backoff()))
+        following = {
+            asyncio.create_task(watch.run(candidacy.backoff())),
+            asyncio.create_task(candidacy.predecessor.run()),
+        }
         try:
             with ExitStack() as stack:
                 if self._watchdog is not None:
@@ -228,8 +236,9 @@ class Candidate:
                 yield candidacy
         finally:
             self._watch = None
-            following.cancel()
-            await asyncio.wait({following})
+            for task in following:
+                task.cancel()
+            await asyncio.wait(following)
 
     async def _stand(self, candidacy: Candidacy, work: Work) -> Leaving:
         """One attempt, with a lease that nothing else uses or will use."""
@@ -252,6 +261,8 @@ class Candidate:
         self._machine.apply(leadership.LeaseGranted(lease.id, lease.deadline_s))
         if self._left.is_set():
             self._machine.stop(self._left_reason)
+        candidacy.predecessor.own_lease = lease.id
+        candidacy = replace(candidacy, record=replace(self._record, ended=self._ended))
         attempt = self._attempt = Attempt(candidacy, self._machine, lease, epoch)
 
         def lead(token: Token) -> Awaitable[Any]:
@@ -259,14 +270,17 @@ class Candidate:
             return _begun(work, term)
 
         try:
-            return await attempt.run(lead)
+            left = await attempt.run(lead)
         finally:
             self._attempt = None
+        if left.token is not None:
+            self._ended = lease.id
+        return left
 
 
 def _elected(record: CandidateRecord) -> CandidateRecord:
     """The record as the proof will write it, at its longest."""
-    return replace(record, elected_at=datetime.max.replace(tzinfo=UTC), epoch=LARGEST_EPOCH)
+    return replace(record, elected_at=datetime.max.replace(tzinfo=UTC), epoch=LARGEST_EPOCH, ended=LARGEST_REVISION)
 
 
 async def _begun(work: Work, term: Term) -> None:

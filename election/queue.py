@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,11 +16,15 @@ from election.etcd.client import EtcdClient
 from election.etcd.watch import Changes, Snapshot, follow
 from election.keys import Keyspace
 from election.pb.etcd.kv_pb2 import Event as KvEvent
+from election.pb.etcd.kv_pb2 import KeyValue
 from election.published import Published
 from election.records import Candidate
 from election.token import Token
 
 logger = logging.getLogger("election")
+
+_MOST_ENDED = 64
+"""How many terms to remember of which somebody has said that they are over."""
 
 
 class Queue:
@@ -28,6 +33,7 @@ class Queue:
     def __init__(self, election: str) -> None:
         self._election = election
         self._candidates: dict[bytes, Candidate] = {}
+        self._ended: deque[int] = deque(maxlen=_MOST_ENDED)
 
     @classmethod
     def of(cls, election: str, snapshot: Snapshot) -> Self:
@@ -38,7 +44,9 @@ class Queue:
 
     def replace(self, snapshot: Snapshot) -> None:
         """Begins anew from a list."""
-        self._candidates = {kv.key: Candidate.of(self._election, kv) for kv in snapshot.kvs}
+        self._candidates = {}
+        for kv in snapshot.kvs:
+            self._put(kv)
 
     def change(self, changes: Changes) -> None:
         """Applies what happened."""
@@ -46,7 +54,7 @@ class Queue:
             if event.type == KvEvent.DELETE:
                 self._candidates.pop(event.kv.key, None)
             else:
-                self._candidates[event.kv.key] = Candidate.of(self._election, event.kv)
+                self._put(event.kv)
 
     def clear(self) -> None:
         """Nothing is known any more."""
@@ -58,14 +66,23 @@ class Queue:
 
     def is_oldest(self, key: bytes) -> bool:
         """Whether this key is there and none is older."""
-        own = self._candidates.get(key)
-        return own is not None and own.created == min(candidate.created for candidate in self._candidates.values())
+        oldest = self.oldest
+        return oldest is not None and oldest is self._candidates.get(key)
+
+    @property
+    def oldest(self) -> Candidate | None:
+        """The candidate that leads, once it has proven it; None in an empty queue."""
+        return min(self._candidates.values(), key=lambda candidate: candidate.created, default=None)
 
     @property
     def token(self) -> Token | None:
         """The token of the term under way; None without one, and for that of another program."""
-        oldest = min(self._candidates.values(), key=lambda candidate: candidate.created, default=None)
+        oldest = self.oldest
         return None if oldest is None else oldest.token
+
+    def was_ended(self, lease: int) -> bool:
+        """Whether the candidate that led with this lease has said that its work of then is over."""
+        return lease in self._ended
 
     def behind(self, created: int) -> Sequence[Candidate]:
         """Those who came after the candidate whose key has this create revision, oldest first."""
@@ -73,6 +90,11 @@ class Queue:
             (candidate for candidate in self._candidates.values() if candidate.created > created),
             key=lambda candidate: candidate.created,
         )
+
+    def _put(self, kv: KeyValue) -> None:
+        self._candidates[kv.key] = candidate = Candidate.of(self._election, kv)
+        if candidate.ended and candidate.ended not in self._ended:
+            self._ended.append(candidate.ended)
 
 
 @dataclass(frozen=True, slots=True)

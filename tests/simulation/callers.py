@@ -25,6 +25,8 @@ from election.store import Store
 from tests.simulation.world import Machine
 
 BROKEN = Status(grpc.StatusCode.UNAVAILABLE, "the connection is gone")
+_APART_S = 1e-6
+"""Two timers of one moment may ring in either order."""
 
 
 @dataclass
@@ -56,7 +58,8 @@ class Link:
     async def carry(self) -> None:
         """Takes as long as a message takes; those of one direction are carried one after the other."""
         now_s = asyncio.get_running_loop().time()
-        self.last_s = max(now_s + self.rng.uniform(0, self.longest_s), self.held_until_s, self.last_s)
+        drawn_s = now_s + self.rng.uniform(0, self.longest_s)
+        self.last_s = max(drawn_s, self.held_until_s, self.last_s + _APART_S)
         await asyncio.sleep(self.last_s - now_s)
 
 

@@ -41,6 +41,7 @@ ORDER = (
     "term",
     "machine",
     "queue",
+    "predecessor",
     "epoch",
     "handover",
     "stuck",

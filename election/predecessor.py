@@ -1,0 +1,168 @@
+"""Whom a candidate waits behind, and whether that one may still take itself for the leader.
+
+A lease that ends in its time has been over for its holder before: so much is the margin for. But a key can go sooner.
+Somebody deletes it, or revokes the lease; and a member of etcd that led, stood still and goes on ends leases that
+others have renewed meanwhile (etcd #15247; by a check of its own clock, which was right a moment ago, also since
+3.5.13). The holder learns of that from its watch, when that comes through. Until then, or until its deadline, it acts.
+
+So whoever waits asks etcd now and then how long the leader's lease lasts. Where its key goes earlier, the next in line
+waits until the old leader says that its work is over, by standing again, or until its deadline is past. Where etcd has
+not told, nobody waits: a candidate that has not seen the old leader alive leads at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from election.errors import AccessDenied, EtcdError, LeaseNotFound
+from election.etcd.client import EtcdClient
+from election.published import Published
+from election.queue import QueueWatch
+from election.records import Candidate
+
+T = TypeVar("T")
+
+logger = logging.getLogger("election")
+
+_LOOK_S = 1.0
+"""The longest sleep: asyncio's clock does not count the time of a suspend."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """What etcd has told of the leader's lease: it cannot end by itself before `lasts_until_s`."""
+
+    leader: Candidate
+    lasts_until_s: float
+    ttl_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Robbed:
+    """A leader whose key has gone too early, and when its last deadline is past, once its lease has `ended` as well."""
+
+    leader: Candidate
+    ttl_s: int
+    until_s: float
+    ended: bool = False
+
+
+class Predecessor:
+    """Keeps in mind who leads while `run` runs: one for all attempts of a candidate.
+
+    `own_lease` is that of the present attempt; one's own key is nobody's predecessor.
+    """
+
+    def __init__(self, client: EtcdClient, watch: QueueWatch, *, ask_s: float, who: str) -> None:
+        self.own_lease = 0
+        self._client = client
+        self._clock = client.clock
+        self._watch = watch
+        self._ask_s = ask_s
+        self._who = who
+        self._leader: Published[Candidate | None] = Published(None)
+        self._life: _Life | None = None
+        self._robbed: Published[_Robbed | None] = Published(None)
+
+    async def run(self) -> None:
+        """Follows who leads, and asks how long its lease lasts, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow())
+            group.create_task(self._ask())
+
+    async def stopped(self) -> None:
+        """Returns when the last leader, as far as is known, does not take itself for it any more: mostly at once.
+
+        To be called when the own key is told to be the oldest, by the watch or by anything else.
+        """
+        self._look()
+        if (leader := self._leader.value) is not None:  # the watch is behind
+            self._leader.set(None)
+            self._goes(leader)
+        while (robbed := self._robbed.value) is not None:
+            if not robbed.ended:
+                await self._end(robbed)
+            elif (left_s := robbed.until_s - self._clock.now_s()) > 0:
+                await _changes(self._robbed, robbed, left_s)
+            else:
+                self._robbed.set(None)
+
+    # --- who leads -------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        async for _ in self._watch.looks.values():
+            self._look()
+
+    def _look(self) -> None:
+        if self._watch.looks.value is None:
+            return
+        queue, before = self._watch.queue, self._leader.value
+        oldest = queue.oldest
+        elected = oldest if oldest is not None and oldest.token is not None else None
+        leader = None if elected is None or elected.lease == self.own_lease else elected
+        if (before and before.created) != (leader and leader.created):
+            self._leader.set(leader)
+            if before is not None and elected is None:
+                self._goes(before)
+        if (robbed := self._robbed.value) is not None:
+            another_leads = elected is not None and elected.created != robbed.leader.created
+            if another_leads or queue.was_ended(robbed.leader.lease):
+                self._robbed.set(None)
+
+    def _goes(self, leader: Candidate) -> None:
+        """The key of who led has gone."""
+        life, self._life, now_s = self._life, None, self._clock.now_s()
+        if life is None or life.leader.created != leader.created or now_s >= life.lasts_until_s:
+            return
+        if self._watch.queue.was_ended(leader.lease):
+            return
+        logger.warning(
+            "%s: the key of %s has gone before its lease could have ended; nobody leads before that one says that it "
+            "has stopped, or %d s are over",
+            *(self._who, leader.id, life.ttl_s),
+        )
+        self._robbed.set(_Robbed(leader, life.ttl_s, now_s + life.ttl_s))
+
+    # --- how long its lease lasts ----------------------------------------------------------------------------
+
+    async def _ask(self) -> None:
+        while True:
+            leader = await self._leader.until(lambda leader: leader is not None)
+            assert leader is not None
+            await self._ask_of(leader)
+            await _changes(self._leader, leader, self._ask_s)
+
+    async def _ask_of(self, leader: Candidate) -> None:
+        asked_at_s = self._clock.now_s()
+        try:
+            answer = await self._client.lease_time_to_live(leader.lease)
+        except EtcdError:
+            return  # it is asked again soon, and what is not known makes nobody wait
+        if answer.TTL > 0 and self._leader.value is leader:
+            self._life = _Life(leader, asked_at_s + answer.TTL, answer.grantedTTL)
+
+    async def _end(self, robbed: _Robbed) -> None:
+        """Ends the lease of who was robbed of its key alone, and might renew it for as long as it has not heard."""
+        until_s = robbed.until_s
+        try:
+            await self._client.lease_revoke(robbed.leader.lease)
+            until_s = self._clock.now_s() + robbed.ttl_s
+        except (LeaseNotFound, AccessDenied):
+            pass
+        except EtcdError:
+            await self._clock.sleep_s(_LOOK_S)
+            return
+        if self._robbed.value is robbed:
+            self._robbed.set(replace(robbed, until_s=until_s, ended=True))
+
+
+async def _changes(published: Published[T], value: T, limit_s: float) -> None:
+    """Waits until there is another value, but no longer than the limit and _LOOK_S."""
+    try:
+        async with asyncio.timeout(min(limit_s, _LOOK_S)):
+            await published.until(lambda now: now is not value)
+    except TimeoutError:
+        pass
