@@ -15,7 +15,12 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 if TYPE_CHECKING:
     from election.agents import Agent
     from election.candidate import Candidate
-    from election.client import Client, dial
+    from election.client.client import Client, dial
+    from election.client.leader_channel import LeaderChannel, leader_channel
+    from election.client.leader_client import LeaderClient
+    from election.client.leader_errors import LeaderChanged, NotSent
+    from election.client.servers import ServerUnavailable
+    from election.client.session import Session
     from election.collector import Collector
     from election.config import AgentConfig, CandidateConfig, CollectorConfig, EtcdConfig, TlsConfig
     from election.errors import (
@@ -46,12 +51,7 @@ if TYPE_CHECKING:
     from election.fencing.rpc_server_aio import AioServerFence
     from election.fencing.txn import fenced_delete, fenced_put, fenced_txn, guard
     from election.highwater import FileHighWater, MemoryHighWater
-    from election.leader_client import LeaderClient
-    from election.leader_errors import LeaderChanged, NotSent
-    from election.leader_routes import LeaderChannel, leader_channel
     from election.reader import Reader
-    from election.remote import ServerUnavailable
-    from election.session import Session
     from election.store import Store, connect
     from election.term import Loss, Term
     from election.token import Token
@@ -116,9 +116,9 @@ __all__ = [
 ]
 
 _PARTS = (
-    "agents candidate client collector.collector config errors highwater fencing.highwater_etcd fencing.rpc "
-    "fencing.rpc_client fencing.rpc_server fencing.rpc_server_aio fencing.txn leader_client leader_errors "
-    "leader_routes reader remote session store term token views "
+    "agents candidate client.client collector.collector config errors highwater fencing.highwater_etcd fencing.rpc "
+    "fencing.rpc_client fencing.rpc_server fencing.rpc_server_aio fencing.txn client.leader_client "
+    "client.leader_errors client.leader_channel reader client.servers client.session store term token views "
     "fencing.highwater_sqlite"  # the last one: a Python can be without sqlite3
 )
 

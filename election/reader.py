@@ -1,6 +1,6 @@
 """What can be asked of the system, and how it answers; and what a change between two answers is called.
 
-`Reader` has two sources: `View` (views.py) over etcd itself, and `Client` (client.py) over the gRPC API.
+`Reader` has two sources: `View` (views.py) over etcd itself, and `Client` (client/client.py) over the gRPC API.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from election import leader_client as asynchronous
 from election.background import Background
+from election.client import leader_client as asynchronous
+from election.client.leader_client import HEARTBEAT_S
 from election.config import TlsConfig
-from election.leader_client import HEARTBEAT_S
 from election.reader import MAX_AGE_S, Answer, LeaderEvent
 from election.records import Leader
 

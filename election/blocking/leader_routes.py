@@ -9,9 +9,9 @@ from typing import Any, Self
 
 import grpc
 
-from election import leader_routes as asynchronous
 from election.background import Background, Running
 from election.blocking.leader_calls import Answer, Answers
+from election.client import leader_channel as asynchronous
 from election.config import TlsConfig
 
 

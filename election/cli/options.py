@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import click
 
-from election.care import Care, EtcdCare
-from election.client import Client, dial
+from election.client.care import Care, EtcdCare
+from election.client.client import Client, dial
 from election.config import DEFAULT_ENDPOINT, DEFAULT_NAMESPACE, LONGEST_TTL_S, TlsConfig
 from election.errors import ConfigError
 from election.keys import Keyspace, check_name

@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from election.agent_messages import (
+from election.agent_records import Tombstone
+from election.api.agents import (
     agent_event_message,
     agent_message,
     breaker_message,
@@ -15,19 +16,18 @@ from election.agent_messages import (
     filter_from,
     tombstone_message,
 )
-from election.agent_records import Tombstone
+from election.api.elections import VIEW_METADATA, heartbeat_from, view_message
+from election.api.resources import agent_id
+from election.api.statuses import status_of
 from election.errors import AgentUnknown
 from election.keys import TombstoneKey
-from election.messages import VIEW_METADATA, heartbeat_from, view_message
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
-from election.resources import agent_id
 from election.server.handlers import Context
 from election.server.operations import Operations
 from election.server.pages import Page, Place
 from election.server.served import ServedReader
 from election.server.sessions import Sessions
-from election.statuses import status_of
 
 T = TypeVar("T")
 

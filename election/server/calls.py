@@ -16,6 +16,7 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from grpc import StatusCode
 
+from election.api.statuses import Status, status, status_of
 from election.errors import ElectionError, ShuttingDown
 from election.pb.election.v1 import error_reason_pb2 as reasons
 from election.server.access import audit
@@ -25,7 +26,6 @@ from election.server.access.identity import certificate_identities
 from election.server.access.lasting import Lasting
 from election.server.access.roles import METHODS, Access, Role
 from election.server.handlers import Context, Unreadable, generic_handler, readable
-from election.statuses import Status, status, status_of
 
 logger = logging.getLogger("election")
 

@@ -9,12 +9,12 @@ from contextlib import suppress
 
 from google.protobuf.duration_pb2 import Duration
 
+from election.api.elections import view_message
+from election.api.resources import election_id
 from election.config import CandidateConfig
 from election.errors import BadField, ElectionError, ShuttingDown, ViewStale
 from election.keys import COLLECTOR_ELECTION
-from election.messages import view_message
 from election.pb.election.v1 import election_pb2 as pb
-from election.resources import election_id
 from election.server.access.caller import current_caller
 from election.server.access.roles import Role
 from election.server.handlers import first_of

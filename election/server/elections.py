@@ -6,16 +6,16 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
-from election.messages import (
+from election.api.elections import (
     LeaderMessages,
     candidate_message,
     election_message,
     heartbeat_from,
     view_message,
 )
+from election.api.resources import election_id
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
-from election.resources import election_id
 from election.server.access.caller import current_caller
 from election.server.access.roles import Role
 from election.server.campaigns import Campaigns

@@ -10,13 +10,13 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
+from election.api.statuses import status_of
 from election.errors import TooManyStreams
 from election.published import Published
 from election.server.access.caller import Caller
 from election.server.access.limits import Limits
 from election.server.handlers import Context, Unreadable
 from election.server.names import SERVICES
-from election.statuses import status_of
 
 _Status = health_pb2.HealthCheckResponse
 

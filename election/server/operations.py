@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from election.agent_control import drain, reap, remains, undrain
 from election.agent_restore import restore
+from election.api.elections import view_message
+from election.api.operations import drained_message, reaped_message, remains_message, restored_message
+from election.api.resources import agent_id
 from election.errors import BadField
 from election.etcd.client import EtcdClient
 from election.keys import Keyspace
-from election.messages import view_message
-from election.operation_messages import drained_message, reaped_message, remains_message, restored_message
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import Source
-from election.resources import agent_id
 from election.server.access.caller import ANONYMOUS, current_caller
 from election.server.served import ServedReader
 

@@ -15,6 +15,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection, reflection_pb2  # type: ignore[import-untyped]
 
+from election.api.statuses import status_of
 from election.clock import BootClock
 from election.config import is_loopback
 from election.errors import ConfigError, ElectionError
@@ -32,7 +33,6 @@ from election.server.operations import Operations
 from election.server.served import ServedReader
 from election.server.sessions import Sessions
 from election.server.tls import ServerTls, server_credentials
-from election.statuses import status_of
 from election.store import Store
 
 logger = logging.getLogger("election")

@@ -11,12 +11,14 @@ from contextlib import aclosing
 from typing import Any
 
 from election.agent_records import AgentState
+from election.api.elections import view_message
+from election.api.sessions import failure_message, opening_from
+from election.api.values import seconds
 from election.errors import BadField, ConfigError, ElectionError, EtcdError
 from election.etcd.client import EtcdClient
 from election.etcd.renewer import Renewer
 from election.held_session import HeldSession, open_session
 from election.keys import Keyspace
-from election.messages import view_message
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.etcd import rpc_pb2 as rpc
 from election.reader import Source
@@ -24,7 +26,6 @@ from election.server.access.caller import current_caller
 from election.server.access.roles import Role
 from election.server.handlers import first_of
 from election.server.served import ServedReader
-from election.session_messages import failure_message, opening_from, seconds
 
 _WINDOW = 8
 """The most messages of one stream that are read and not answered."""

@@ -13,14 +13,14 @@ from contextlib import suppress
 
 from google.protobuf.duration_pb2 import Duration
 
+from election.api.elections import loss_message
+from election.api.statuses import reason_of
 from election.candidate import Candidate
 from election.clock import pause
 from election.errors import BadField, CallerSilent, ElectionError, LossReason
 from election.keys import Keyspace
 from election.leadership import Campaigning, Leading, Leaving, Renewed
-from election.messages import loss_message
 from election.pb.election.v1 import election_pb2 as pb
-from election.statuses import reason_of
 from election.term import Term
 from election.token import Token
 from election.work import to_the_end

@@ -23,6 +23,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc import StatusCode
 
+from election.api.statuses import reason_in
 from election.config import TlsConfig
 from election.errors import ViewStale
 from election.pb.election.v1 import election_pb2 as pb
@@ -32,7 +33,6 @@ from election.server.access.caller import current_caller
 from election.server.access.gate import AccessConfig
 from election.server.access.roles import Role
 from election.server.serving import GrpcServer
-from election.statuses import reason_in
 
 METHODS: dict[str, MethodDescriptor] = {
     f"/{service.full_name}/{method.name}": method

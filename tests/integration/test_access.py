@@ -20,6 +20,7 @@ from google.rpc.status_pb2 import Status as RpcStatus  # type: ignore[import-unt
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
+from election.api.statuses import DETAILS_METADATA
 from election.client import Client, dial
 from election.config import TlsConfig
 from election.errors import BadToken, ConfigError, LimitExceeded, PermissionDenied, Unauthenticated
@@ -30,7 +31,6 @@ from election.server.access.gate import AccessConfig
 from election.server.access.limits import LimitsConfig
 from election.server.access.tokens import new_token
 from election.server.serving import GrpcServer
-from election.statuses import DETAILS_METADATA
 from tests.integration.served_access import (
     METHODS,
     WAIT_S,

@@ -18,6 +18,8 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from election.client import Client, dial
+from election.client.candidate import RemoteCandidate
+from election.client.servers import ServerUnavailable
 from election.dev.etcd import EtcdCluster
 from election.dev.parent import bound_to_this_process
 from election.errors import ElectionError, LossReason, NotLeader
@@ -25,8 +27,6 @@ from election.etcd import txn
 from election.fencing.txn import fenced_txn
 from election.pb.election.v1 import election_pb2 as pb
 from election.pb.election.v1 import election_pb2_grpc as services
-from election.remote import ServerUnavailable
-from election.remote_candidate import RemoteCandidate
 from election.server.serving import GrpcServer
 from election.store import Store, connect
 from election.term import Term

@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc  # type:
 from election.agent_records import Agent, AgentState, StateEntry, Tombstone
 from election.breaker import Breaker
 from election.client import Client, dial
+from election.client.servers import ServerUnavailable
 from election.collector import Collector
 from election.config import AgentConfig, CollectorConfig, TlsConfig
 from election.dev.etcd import EtcdCluster
@@ -43,7 +44,6 @@ from election.reader import (
     TokenCheck,
 )
 from election.records import Candidate, CandidateRecord, Election, Leader
-from election.remote import ServerUnavailable
 from election.server.serving import GrpcServer
 from election.store import Store, connect
 from election.term import Term
@@ -809,7 +809,7 @@ async def test_a_first_list_that_breaks_off_is_told_once() -> None:
 
 async def test_a_watch_that_cannot_go_on_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """It raises ServerUnavailable rather than be silent for longer than a view may be old."""
-    monkeypatch.setattr("election.remote.MAX_AGE_S", 0.3)
+    monkeypatch.setattr("election.client.servers.MAX_AGE_S", 0.3)
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(AsyncExitStack())
         server = await running.enter_async_context(GrpcServer(ScriptedReader(iter([[vacated(1)]])), port=0))

@@ -23,15 +23,15 @@ from grpc import StatusCode
 
 from election import CandidateConfig, ElectionError, Term, Token, blocking
 from election.candidate import Candidate
+from election.client.leader_calls import SETTLE_S
+from election.client.leader_channel import LeaderChannel, leader_channel
+from election.client.leader_errors import LeaderChanged, NotSent
 from election.dev.etcd import EtcdCluster
 from election.dev.parent import bound_to_this_process
 from election.fencing.claim import PassedOn
 from election.fencing.rpc import claim_of
 from election.fencing.rpc_client import aio_client_fence
 from election.fencing.rpc_server_aio import AioServerFence
-from election.leader_calls import SETTLE_S
-from election.leader_errors import LeaderChanged, NotSent
-from election.leader_routes import LeaderChannel, leader_channel
 from election.server.serving import GrpcServer
 from election.store import Store, connect
 from tests.integration.ran import until

@@ -16,8 +16,9 @@ import pytest
 from election.agent_control import Drained, Reaped
 from election.agent_records import AgentState
 from election.agent_restore import Restored
-from election.care import Care, EtcdCare
 from election.client import Client, dial
+from election.client.care import Care, EtcdCare
+from election.client.servers import ServerUnavailable
 from election.config import AgentConfig, CollectorConfig
 from election.dev.etcd import EtcdCluster
 from election.dev.parent import bound_to_this_process
@@ -32,7 +33,6 @@ from election.errors import (
     StateExists,
 )
 from election.keys import REGISTRATION
-from election.remote import ServerUnavailable
 from election.server.serving import GrpcServer
 from election.store import Store, connect
 

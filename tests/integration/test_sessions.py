@@ -17,6 +17,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
 
+from election.api.statuses import reason_in
 from election.collector import Collector
 from election.config import AgentConfig, CollectorConfig
 from election.dev.etcd import EtcdCluster
@@ -28,7 +29,6 @@ from election.pb.election.v1 import error_reason_pb2 as reasons
 from election.server.access.gate import AccessConfig
 from election.server.access.tokens import new_token
 from election.server.serving import GrpcServer
-from election.statuses import reason_in
 from election.store import Store, connect
 
 pytestmark = pytest.mark.etcd

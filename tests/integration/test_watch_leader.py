@@ -14,7 +14,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
 
-from election import client as client_module
+from election.api.statuses import reason_in
 from election.client import Client, dial
 from election.dev.etcd import EtcdCluster
 from election.errors import ConfigError, EtcdUnavailable, RolledBack
@@ -25,7 +25,6 @@ from election.pb.election.v1 import election_pb2_grpc as services
 from election.reader import LeaderEvent, LeaderEventKind
 from election.records import CandidateRecord
 from election.server.serving import GrpcServer
-from election.statuses import reason_in
 from election.store import Store, connect
 from election.views import View
 from tests.simulation.test_watch_leader import Reign
@@ -191,7 +190,7 @@ async def test_a_silent_stream_gives_signs_of_life(store: Store, reign: Reign) -
 
 async def test_a_server_that_falls_silent_is_left(store: Store, reign: Reign, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its connection lives, and nothing comes any more: the client goes on elsewhere, and has missed nothing."""
-    monkeypatch.setattr(client_module, "HEARTBEAT_S", 1.0)
+    monkeypatch.setattr("election.client.watches.HEARTBEAT_S", 1.0)
     async with (
         serving(store) as (server, view),
         serving(store) as (other, _),

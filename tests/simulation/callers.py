@@ -12,15 +12,15 @@ from typing import Any, cast
 
 import grpc
 
+from election.api.statuses import Status, error_from, reason_in, status_of
+from election.client.conversation import Conversation
+from election.client.servers import Servers, ServerUnavailable
 from election.clock import Clock
-from election.conversation import Conversation
 from election.errors import ElectionError
 from election.keys import Keyspace
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import Source
-from election.remote import Servers, ServerUnavailable
 from election.server.campaigns import Campaigns
-from election.statuses import Status, error_from, reason_in, status_of
 from election.store import Store
 from tests.simulation.world import Machine
 

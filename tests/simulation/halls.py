@@ -13,15 +13,15 @@ from typing import Any
 
 from grpc import StatusCode
 
+from election.api.statuses import error_from, info_in, status_of
+from election.client.servers import ServerUnavailable
+from election.client.session import Session
 from election.clock import Clock
 from election.config import AgentConfig
 from election.errors import ElectionError
 from election.etcd.renewer import Renewer
 from election.pb.election.v1 import election_pb2 as pb
-from election.remote import ServerUnavailable
 from election.server.sessions import Sessions
-from election.session import Session
-from election.statuses import error_from, info_in, status_of
 from election.views import View
 from tests.fake.clock import VirtualClock
 from tests.fake.notice import Notice

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from election.agent_records import AgentRecord, StateEntry, Tombstone
+from election.client.told import ToldAgents
 from election.errors import EtcdError, RolledBack, ViewStale
 from election.etcd import txn
 from election.etcd.client import EtcdClient
@@ -14,7 +15,6 @@ from election.pb.etcd import rpc_pb2 as rpc
 from election.published import TooSlow
 from election.reader import AgentEvent, AgentEventKind
 from election.token import Token
-from election.told import ToldAgents
 from election.views import View
 
 Reap = tuple[str, int, int]

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from election.client.candidate import RemoteCandidate
 from election.errors import LossReason
-from election.remote_candidate import RemoteCandidate
 from election.term import Term
 from election.token import Token
 from tests.fake.clock import VirtualClock, virtual

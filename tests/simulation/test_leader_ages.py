@@ -9,8 +9,8 @@ from contextlib import aclosing
 import pytest
 
 from election.client import Client
+from election.client.leader_client import LeaderClient
 from election.errors import ViewStale
-from election.leader_client import LeaderClient
 from election.reader import LeaderEvent, LeaderEventKind
 from election.views import View
 from tests.fake.clock import virtual

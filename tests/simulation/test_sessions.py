@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 
+from election.client.servers import ServerUnavailable
+from election.client.session import Session
+from election.client.session_stream import SessionStream
 from election.config import AgentConfig
 from election.errors import AgentExists, AgentLost, BadField, ConfigError, ElectionError, LossReason, NoSpace
 from election.etcd.methods import LEASE_KEEP_ALIVE, TXN, Method
 from election.keys import REGISTRATION
 from election.pb.election.v1 import election_pb2 as pb
 from election.registration import Registration
-from election.remote import ServerUnavailable
-from election.session import Session
-from election.session_stream import SessionStream
 from tests.fake.clock import virtual
 from tests.fake.etcd import FakeEtcd
 from tests.simulation.halls import Hosts, hall_in, halls_in

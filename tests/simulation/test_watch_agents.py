@@ -14,12 +14,12 @@ import pytest
 from google.protobuf.message import Message
 
 from election.agent_records import Agent, AgentState
+from election.client.told import ToldAgents
 from election.errors import ConfigError, RolledBack, ViewStale
 from election.etcd import methods
 from election.etcd.methods import Method, Req, Resp
 from election.etcd.transport import Metadata
 from election.reader import AgentEvent, AgentEventKind
-from election.told import ToldAgents
 from election.views import View
 from tests.fake.clock import virtual
 from tests.fake.transport import FakeTransport

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 
+from election.client.told import ToldLeader
 from election.errors import ConfigError, EtcdError, EtcdUnavailable, RolledBack, ViewStale
 from election.etcd import methods
 from election.etcd.client import EtcdClient
@@ -22,7 +23,6 @@ from election.published import TooSlow
 from election.reader import LeaderEvent, LeaderEventKind
 from election.records import CandidateRecord
 from election.token import Token
-from election.told import ToldLeader
 from election.views import View
 from tests.fake.clock import virtual
 from tests.simulation.test_watch_agents import FAULTS, SEEDS, SETTLED_S, Undisturbed

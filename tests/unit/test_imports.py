@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
+
 import election
 
 ROOT = Path(election.__file__).parent
@@ -17,7 +19,6 @@ ORDER = (
     "published",
     "highwater",
     "keys",
-    "resources",
     "config",
     "reloaded",
     "credentials",
@@ -60,28 +61,9 @@ ORDER = (
     "collector",
     "store",
     "background",
-    "statuses",
-    "wire",
-    "messages",
-    "agent_messages",
-    "paged",
-    "session_messages",
-    "operation_messages",
+    "api",
     "server",
-    "told",
-    "remote",
-    "conversation",
-    "session_stream",
-    "session_keeper",
-    "session",
-    "care",
-    "campaign_call",
-    "remote_candidate",
     "client",
-    "leader_client",
-    "leader_errors",
-    "leader_calls",
-    "leader_routes",
     "blocking",
     "keeper",
     "supervisor",
@@ -92,7 +74,30 @@ ORDER = (
 )
 """From what everything may use to what nothing may use."""
 
-ETCD_ORDER = ("methods", "transport", "failures", "txn", "client", "lease", "keepalive", "renewer", "listing", "watch")
+INSIDE = {
+    "etcd": ("methods", "transport", "failures", "txn", "client", "lease", "keepalive", "renewer", "listing", "watch"),
+    "api": ("resources", "statuses", "values", "elections", "agents", "sessions", "operations"),
+    "client": (
+        "servers",
+        "questions",
+        "told",
+        "watches",
+        "conversation",
+        "session_stream",
+        "session_keeper",
+        "session",
+        "care",
+        "campaign_call",
+        "candidate",
+        "client",
+        "leader_client",
+        "leader_errors",
+        "leader_calls",
+        "leader_channel",
+    ),
+}
+"""The same inside of some parts."""
+
 OPTIONAL = {
     "click": {"cli", "drill"},
     "rich": {"cli", "dev", "drill"},
@@ -140,14 +145,18 @@ def test_imports_point_down_the_list() -> None:
             assert ORDER.index(imported) <= ORDER.index(part), f"{file.relative_to(ROOT)} imports {name}"
 
 
-def test_imports_inside_the_etcd_client_point_down_as_well() -> None:
-    """lease and watch stand side by side on the client, and the client on the transport."""
-    for file in (ROOT / "etcd").glob("*.py"):
-        part = file.stem
+@pytest.mark.parametrize("part", INSIDE)
+def test_imports_inside_a_part_point_down_as_well(part: str) -> None:
+    """In etcd, lease and watch stand side by side on the client, and the client on the transport."""
+    files = {file.stem: file for file in (ROOT / part).glob("*.py") if file.stem != "__init__"}
+    order = INSIDE[part]
+    assert set(files) == set(order)
+    for module, file in files.items():
         for name in imports_of(file):
-            imported = name.removeprefix("election.etcd.").split(".")[0]
-            if name.startswith("election.etcd.") and imported in ETCD_ORDER:
-                assert ETCD_ORDER.index(imported) < ETCD_ORDER.index(part), f"etcd/{file.name} imports {name}"
+            if name.startswith(f"election.{part}."):
+                imported = name.split(".")[2]
+                assert imported in order, f"{part}/{file.name} imports {name}: it should import its module"
+                assert order.index(imported) < order.index(module), f"{part}/{file.name} imports {name}"
 
 
 def test_extras_are_needed_only_where_they_belong() -> None:

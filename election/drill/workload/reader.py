@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from election.client import Client, dial
+from election.client.client import Client, dial
 from election.clock import BootClock
 from election.drill.history import Fact, Journal
 from election.drill.vocabulary import Told

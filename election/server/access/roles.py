@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from election.resources import election_id
+from election.api.resources import election_id
 
 _SHOWN = 200
 

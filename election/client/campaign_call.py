@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
+from election.client.conversation import Conversation
+from election.client.servers import Servers
 from election.clock import Clock
-from election.conversation import Conversation
 from election.errors import ElectionError
 from election.pb.election.v1 import election_pb2 as pb
-from election.remote import Servers
 
 Call = Conversation[pb.CampaignRequest, pb.CampaignResponse]
 

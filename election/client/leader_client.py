@@ -14,7 +14,7 @@ from typing import Self, TypeVar
 
 from election.applied import Applied
 from election.backoff import Backoff
-from election.client import Client, dial
+from election.client.client import Client, dial
 from election.clock import BootClock, Clock
 from election.config import TlsConfig
 from election.errors import ElectionError, NoLeader, RolledBack, ViewStale

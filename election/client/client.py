@@ -3,46 +3,34 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import aclosing
-from functools import partial
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import grpc
 import grpc.aio
-from google.protobuf.duration_pb2 import Duration
 
-from election import agent_messages, messages
 from election.agent_records import Agent, StateEntry, Tombstone
+from election.api.agents import agent_from, breaker_from, entry_from, filter_message, tombstone_from
+from election.api.elections import candidate_from, election_from, leader_from, source_from
+from election.api.statuses import error_of
 from election.bearer import Bearer, check_private
 from election.breaker import Breaker
-from election.care import RemoteCare
+from election.client.candidate import RemoteCandidate
+from election.client.care import RemoteCare
+from election.client.conversation import Conversation
+from election.client.questions import ask, ask_pages, request_of, source_in, source_of
+from election.client.servers import Servers
+from election.client.session import Session
+from election.client.watches import agent_events, leader_events
 from election.clock import BootClock, Clock
 from election.config import AgentConfig, CandidateConfig, EtcdConfig, TlsConfig
-from election.conversation import Conversation
-from election.errors import ConfigError, RolledBack
-from election.paged import Asked, Told, all_pages, source_of
+from election.errors import ConfigError
 from election.pb.election.v1 import election_pb2 as pb
-from election.reader import (
-    NOT_REAPED,
-    AgentEvent,
-    AgentEventKind,
-    AgentFilter,
-    Answer,
-    LeaderEvent,
-    LeaderEventKind,
-    Source,
-    TokenCheck,
-)
+from election.reader import NOT_REAPED, AgentEvent, AgentFilter, Answer, LeaderEvent, TokenCheck
 from election.records import Candidate, Election, Leader
-from election.remote import Req, Resp, Servers, Unary
-from election.remote_candidate import RemoteCandidate
-from election.session import Session
-from election.statuses import error_of
 from election.token import Token
-from election.told import ToldAgents, ToldLeader
 from election.watchdog import Watchdog
 
 CALL_TIMEOUT_S = 5.0
@@ -50,13 +38,6 @@ CALL_TIMEOUT_S = 5.0
 
 ATTEMPT_TIMEOUT_S = 2.0
 """After this long without an answer the next server is asked."""
-
-HEARTBEAT_S = 5.0
-"""How often a server has to say on a silent watch that it is there, and that its view is fresh.
-
-One that is silent for twice as long is left for the next one. A watch whose caller asks for heartbeats less often than
-this tells them as often all the same.
-"""
 
 
 def dial(
@@ -164,37 +145,36 @@ class Client:
 
     async def namespace(self) -> str:
         """The namespace that the servers serve."""
-        answer = await self._answer(lambda server: server.elections.ListElections, pb.ListElectionsRequest(page_size=1))
+        request = pb.ListElectionsRequest(page_size=1)
+        answer = await ask(self._servers, lambda server: server.elections.ListElections, request)
         return answer.view.namespace
 
     # --- questions -------------------------------------------------------------------------------------------
 
     async def leader(self, election: str, *, linearizable: bool = False) -> Answer[Leader | None]:
         """Who leads; None when nobody does."""
-        request = _request(pb.GetLeaderRequest, election=election, linearizable=linearizable)
-        answer = await self._answer(lambda server: server.elections.GetLeader, request)
-        return Answer(_leader(answer), messages.source_from(answer.view))
+        request = request_of(pb.GetLeaderRequest, election=election, linearizable=linearizable)
+        answer = await ask(self._servers, lambda server: server.elections.GetLeader, request)
+        return Answer(_leader(answer), source_from(answer.view))
 
     async def elections(self, *, linearizable: bool = False) -> Answer[tuple[Election, ...]]:
         """The elections that somebody stands for, by name."""
         request = pb.ListElectionsRequest(linearizable=linearizable)
-        pages = await self._pages(lambda server: server.elections.ListElections, request)
-        return Answer(
-            tuple(messages.election_from(each) for page in pages for each in page.elections), source_of(pages)
-        )
+        pages = await ask_pages(self._servers, lambda server: server.elections.ListElections, request)
+        return Answer(tuple(election_from(each) for page in pages for each in page.elections), source_of(pages))
 
     async def candidates(self, election: str, *, linearizable: bool = False) -> Answer[tuple[Candidate, ...]]:
         """The candidates of one election, oldest first."""
-        request = _request(pb.ListCandidatesRequest, election=election, linearizable=linearizable)
-        pages = await self._pages(lambda server: server.elections.ListCandidates, request)
-        found = (messages.candidate_from(each) for page in pages for each in page.candidates)
+        request = request_of(pb.ListCandidatesRequest, election=election, linearizable=linearizable)
+        pages = await ask_pages(self._servers, lambda server: server.elections.ListCandidates, request)
+        found = (candidate_from(each) for page in pages for each in page.candidates)
         return Answer(tuple(found), source_of(pages))
 
     async def check_token(self, election: str, token: Token) -> Answer[TokenCheck]:
         """Whether the token is that of the present leader; the server asks etcd."""
-        request = _request(pb.CheckTokenRequest, election=election, token=int(token))
-        answer = await self._answer(lambda server: server.elections.CheckToken, request)
-        return Answer(TokenCheck(answer.current, _leader(answer)), messages.source_from(answer.view))
+        request = request_of(pb.CheckTokenRequest, election=election, token=int(token))
+        answer = await ask(self._servers, lambda server: server.elections.CheckToken, request)
+        return Answer(TokenCheck(answer.current, _leader(answer)), source_from(answer.view))
 
     async def agents(
         self, chosen: AgentFilter = NOT_REAPED, *, linearizable: bool = False
@@ -202,41 +182,41 @@ class Client:
         """The agents that fit, by id."""
         if not chosen.states:  # a request that names no state asks for those that are not reaped
             return Answer((), (await self.agents(linearizable=linearizable)).source)
-        request = _request(agent_messages.filter_message, chosen=chosen)
+        request = request_of(filter_message, chosen=chosen)
         request.linearizable = linearizable
-        pages = await self._pages(lambda server: server.agents.ListAgents, request)
-        found = (agent_messages.agent_from(each) for page in pages for each in page.agents)
+        pages = await ask_pages(self._servers, lambda server: server.agents.ListAgents, request)
+        found = (agent_from(each) for page in pages for each in page.agents)
         return Answer(tuple(found), source_of(pages))
 
     async def agent(
         self, id: str, *, linearizable: bool = False
     ) -> Answer[tuple[Agent, tuple[StateEntry, ...]] | None]:
         """One agent and its state; None when it is not known."""
-        request = _request(pb.GetAgentRequest, id=id, linearizable=linearizable)
+        request = request_of(pb.GetAgentRequest, id=id, linearizable=linearizable)
         try:
             answer = await self._servers.ask(lambda server: server.agents.GetAgent, request)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise error_of(error) from None
-            return Answer(None, _source_in(error))
-        state = tuple(map(agent_messages.entry_from, answer.state))
-        return Answer((agent_messages.agent_from(answer.agent), state), messages.source_from(answer.view))
+            return Answer(None, source_in(error))
+        state = tuple(map(entry_from, answer.state))
+        return Answer((agent_from(answer.agent), state), source_from(answer.view))
 
     async def tombstones(self, agent: str | None = None) -> Answer[tuple[Tombstone, ...]]:
         """The tombstones of one agent or of all, the oldest reap first; the server asks etcd."""
-        request = _request(pb.ListTombstonesRequest, agent=_named(agent))
-        pages = await self._pages(lambda server: server.agents.ListTombstones, request)
-        found = (agent_messages.tombstone_from(each) for page in pages for each in page.tombstones)
+        request = request_of(pb.ListTombstonesRequest, agent=_named(agent))
+        pages = await ask_pages(self._servers, lambda server: server.agents.ListTombstones, request)
+        found = (tombstone_from(each) for page in pages for each in page.tombstones)
         return Answer(tuple(found), source_of(pages))
 
     async def breaker(self) -> Answer[Breaker]:
         """Whether collectors may reap at present; the server asks etcd."""
-        answer = await self._answer(lambda server: server.agents.GetBreaker, pb.GetBreakerRequest())
-        return Answer(agent_messages.breaker_from(answer.breaker), messages.source_from(answer.view))
+        answer = await ask(self._servers, lambda server: server.agents.GetBreaker, pb.GetBreakerRequest())
+        return Answer(breaker_from(answer.breaker), source_from(answer.view))
 
     # --- watches ---------------------------------------------------------------------------------------------
 
-    async def watch_leader(
+    def watch_leader(
         self, election: str, *, after: int | None = None, heartbeat_s: float | None = None
     ) -> AsyncGenerator[LeaderEvent]:
         """Who leads now (ELECTED or VACATED), or what has changed since a revision, and then every change.
@@ -244,31 +224,9 @@ class Client:
         After a break it goes on where it was, and tells what happened meanwhile. Where the server does not know that
         any more it is told as a RESET, unless the same term goes on. So it is when etcd's history is set back.
         """
-        told = ToldLeader(after)
-        while True:
-            streams = self._servers.streams(
-                lambda server: server.elections.WatchLeader,
-                lambda: _request(
-                    pb.WatchLeaderRequest,
-                    election=election,
-                    after_revision=told.after,
-                    heartbeat=_heartbeat(heartbeat_s),
-                ),
-                silent_s=2 * _beat_s(heartbeat_s),
-            )
-            try:
-                async with aclosing(streams):
-                    async for message in streams:
-                        event = message and told.news(messages.leader_event_from(message))
-                        if event and (heartbeat_s is not None or event.kind is not LeaderEventKind.HEARTBEAT):
-                            yield event
-            except RolledBack:
-                if not told.forget_revisions():
-                    raise
+        return leader_events(self._servers, election, after=after, heartbeat_s=heartbeat_s)
 
-    async def watch_agents(
-        self, *, after: int | None = None, heartbeat_s: float | None = None
-    ) -> AsyncGenerator[AgentEvent]:
+    def watch_agents(self, *, after: int | None = None, heartbeat_s: float | None = None) -> AsyncGenerator[AgentEvent]:
         """Every agent (PRESENT), one SYNCED, and then every change; with `after`, first what was reaped since.
 
         After a break it goes on where it was: what was reaped meanwhile is told from the tombstones, and other changes
@@ -277,25 +235,7 @@ class Client:
         REAPED with a tombstone that has no `reaped_at`. So it is when etcd's history is set back during a watch, which
         begins anew then, and compares.
         """
-        told = ToldAgents(after)
-        while True:
-            streams = self._servers.streams(
-                lambda server: server.agents.WatchAgents,
-                lambda: _request(pb.WatchAgentsRequest, after_revision=told.after, heartbeat=_heartbeat(heartbeat_s)),
-                silent_s=2 * _beat_s(heartbeat_s),
-            )
-            try:
-                async with aclosing(streams):
-                    async for message in streams:
-                        if message is None:
-                            told.begin()
-                            continue
-                        for event in told.news(agent_messages.agent_event_from(message)):
-                            if heartbeat_s is not None or event.kind is not AgentEventKind.HEARTBEAT:
-                                yield event
-            except RolledBack:
-                if not told.forget_revisions():
-                    raise
+        return agent_events(self._servers, after=after, heartbeat_s=heartbeat_s)
 
     # --- agents ----------------------------------------------------------------------------------------------
 
@@ -330,15 +270,6 @@ class Client:
         """What operators do with agents: drain, reap, restore."""
         return RemoteCare(self._servers)
 
-    async def _pages(self, method: Unary[Asked, Told], request: Asked) -> list[Told]:
-        return await all_pages(partial(self._answer, method), request)
-
-    async def _answer(self, method: Unary[Req, Resp], request: Req) -> Resp:
-        try:
-            return await self._servers.ask(method, request)
-        except grpc.aio.AioRpcError as error:
-            raise error_of(error) from None
-
 
 def _named(agent: str | None) -> str:
     if agent == "":
@@ -347,31 +278,4 @@ def _named(agent: str | None) -> str:
 
 
 def _leader(answer: pb.GetLeaderResponse | pb.CheckTokenResponse) -> Leader | None:
-    return messages.leader_from(answer.leader) if answer.HasField("leader") else None
-
-
-def _request(kind: Callable[..., Req], **fields: Any) -> Req:
-    try:
-        return kind(**fields)
-    except (ValueError, TypeError) as error:  # text that is not Unicode, a number of more than 64 bits
-        raise ConfigError(f"this cannot be asked: {error}") from None
-
-
-def _beat_s(asked_s: float | None) -> float:
-    """The time between two heartbeats that the server is asked for."""
-    return min(HEARTBEAT_S, asked_s or HEARTBEAT_S)
-
-
-def _heartbeat(asked_s: float | None) -> Duration:
-    """How often the server is to give a sign of life: it is asked for one though nobody wants to be told."""
-    heartbeat = Duration()
-    heartbeat.FromNanoseconds(round(_beat_s(asked_s) * 1e9))
-    return heartbeat
-
-
-def _source_in(error: grpc.aio.AioRpcError) -> Source:
-    """The source of the answer that there is nothing; a server that does not tell gives an unknown one."""
-    for key, value in error.trailing_metadata() or ():
-        if key == messages.VIEW_METADATA and isinstance(value, bytes):
-            return messages.source_from(pb.View.FromString(value))
-    return Source(0, 0, 0.0)
+    return leader_from(answer.leader) if answer.HasField("leader") else None

@@ -1,6 +1,6 @@
 """Calls to whoever leads: what each one waits for, whom it went to, and why it ended.
 
-They behave as those of `grpc.aio`, and are made by the channel of `leader_routes.py`.
+They behave as those of `grpc.aio`, and are made by the channel of `leader_channel.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import grpc
 import grpc.aio
 
 from election.channels import Line
+from election.client.leader_errors import LeaderChanged, NotSent
 from election.errors import ConfigError
 from election.fencing.rpc import HIGHEST_KEY
-from election.leader_errors import LeaderChanged, NotSent
 from election.records import Leader
 from election.token import Token
 

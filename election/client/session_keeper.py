@@ -10,7 +10,10 @@ from random import Random
 from typing import Any, Protocol
 
 from election.agent_records import AgentRecord
+from election.api.sessions import LONGEST_SECRET, check_ttl
+from election.api.values import seconds
 from election.backoff import Backoff
+from election.client.session_stream import SessionStream, Wire
 from election.clock import Clock
 from election.config import AgentConfig
 from election.errors import AgentExists, AgentLost, ElectionError, LossReason
@@ -18,8 +21,6 @@ from election.lives import Lives
 from election.pb.election.v1 import election_pb2 as pb
 from election.published import Published
 from election.registration import Registration
-from election.session_messages import LONGEST_SECRET, check_ttl, seconds
-from election.session_stream import SessionStream, Wire
 
 logger = logging.getLogger("election")
 
@@ -30,7 +31,7 @@ _LEAST_S = 0.001
 
 
 class SessionServers(Protocol):
-    """What a session has to know of the servers: see `election.remote.Servers`."""
+    """What a session has to know of the servers: see `election.client.servers.Servers`."""
 
     clock: Clock
     rng: Random

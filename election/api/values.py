@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeVar
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from election.errors import ElectionError
@@ -33,6 +34,13 @@ def number(value: int, bits: int) -> int:
     """The nearest number that so many bits hold."""
     limit = 1 << (bits - 1)
     return min(max(value, -limit), limit - 1)
+
+
+def seconds(value: float) -> Duration:
+    """So many seconds; raises ValueError for more than a message can hold."""
+    duration = Duration()
+    duration.FromNanoseconds(round(value * 1e9))
+    return duration
 
 
 def timestamp(at: datetime | None) -> Timestamp | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
+from election.client.servers import ServerUnavailable
 from election.errors import ElectionError
 from election.pb.election.v1 import election_pb2 as pb
-from election.remote import ServerUnavailable
 
 
 class Wire(Protocol):
-    """What a stream is made of: see `election.conversation.Conversation`."""
+    """What a stream is made of: see `election.client.conversation.Conversation`."""
 
     async def write(self, request: pb.SessionRequest) -> None:
         """Sends one message."""

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import grpc.aio
-
 from election.agent_control import Drained, Reaped, Remains, drain, reap, remains, undrain
 from election.agent_restore import Restored, restore
+from election.api.operations import drained_from, reaped_from, remains_from, restored_from
+from election.api.values import seconds
+from election.client.questions import ask
+from election.client.servers import Servers
 from election.errors import ConfigError
 from election.etcd.client import EtcdClient
 from election.keys import Keyspace, check_name
-from election.operation_messages import drained_from, reaped_from, remains_from, restored_from
 from election.pb.election.v1 import election_pb2 as pb
-from election.remote import Req, Resp, Servers, Unary
-from election.session_messages import seconds
-from election.statuses import error_of
 from election.token import LARGEST_REVISION
 
 
@@ -84,16 +82,16 @@ class RemoteCare:
 
     async def drain(self, agent: str) -> Drained:
         """Marks an agent as one that is to take no new work."""
-        return drained_from(agent, await self._ask(lambda server: server.agents.DrainAgent, _drain(agent, undo=False)))
+        return await self._drain(agent, undo=False)
 
     async def undrain(self, agent: str) -> Drained:
         """Removes the mark."""
-        return drained_from(agent, await self._ask(lambda server: server.agents.DrainAgent, _drain(agent, undo=True)))
+        return await self._drain(agent, undo=True)
 
     async def remains(self, agent: str) -> Remains:
         """What a reap would collect; without the agent's own record."""
         request = pb.ReapAgentRequest(id=check_name("agent", agent), validate_only=True)
-        return remains_from(agent, await self._ask(lambda server: server.agents.ReapAgent, request))
+        return remains_from(agent, await ask(self._servers, lambda server: server.agents.ReapAgent, request))
 
     async def reap(self, agent: str, *, timeout_s: float) -> Reaped:
         """Has a dead agent collected now; when the wait is cancelled, the collectors are asked no longer."""
@@ -101,7 +99,7 @@ class RemoteCare:
             request = pb.ReapAgentRequest(id=check_name("agent", agent), timeout=seconds(timeout_s))
         except ValueError as error:
             raise ConfigError(f"{timeout_s:g} s is not a time to wait: {error}") from None
-        answer = await self._ask(lambda server: server.agents.ReapAgent, request, takes_s=timeout_s)
+        answer = await ask(self._servers, lambda server: server.agents.ReapAgent, request, takes_s=timeout_s)
         return reaped_from(agent, answer)
 
     async def restore(self, agent: str, *, incarnation: int | None = None, overwrite: bool = False) -> Restored:
@@ -109,14 +107,8 @@ class RemoteCare:
         if incarnation is not None and not 0 <= incarnation <= LARGEST_REVISION:
             raise ConfigError(f"{incarnation} is not an incarnation")
         request = pb.RestoreAgentRequest(id=check_name("agent", agent), incarnation=incarnation, overwrite=overwrite)
-        return restored_from(agent, await self._ask(lambda server: server.agents.RestoreAgent, request))
+        return restored_from(agent, await ask(self._servers, lambda server: server.agents.RestoreAgent, request))
 
-    async def _ask(self, method: Unary[Req, Resp], request: Req, *, takes_s: float = 0.0) -> Resp:
-        try:
-            return await self._servers.ask(method, request, takes_s=takes_s)
-        except grpc.aio.AioRpcError as error:
-            raise error_of(error) from None
-
-
-def _drain(agent: str, *, undo: bool) -> pb.DrainAgentRequest:
-    return pb.DrainAgentRequest(id=check_name("agent", agent), undo=undo)
+    async def _drain(self, agent: str, *, undo: bool) -> Drained:
+        request = pb.DrainAgentRequest(id=check_name("agent", agent), undo=undo)
+        return drained_from(agent, await ask(self._servers, lambda server: server.agents.DrainAgent, request))

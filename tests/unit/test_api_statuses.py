@@ -7,7 +7,7 @@ from google.rpc import error_details_pb2 as details  # type: ignore[import-untyp
 from google.rpc.status_pb2 import Status as RpcStatus  # type: ignore[import-untyped]
 from grpc import StatusCode
 
-from election import statuses
+from election.api import statuses
 from election.errors import (
     AccessDenied,
     AgentAlive,

@@ -6,13 +6,13 @@ from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
 
 from election.agent_records import AgentRecord
+from election.api.resources import agent_id
+from election.api.statuses import error_from, name_of, reason_of
 from election.config import AgentConfig, check_labels
 from election.errors import BadField, ConfigError, ElectionError, EtcdError
 from election.held_session import Opening
 from election.pb.election.v1 import election_pb2 as pb
 from election.registration import checked
-from election.resources import agent_id
-from election.statuses import error_from, name_of, reason_of
 
 SHORTEST_TTL_S, LONGEST_TTL_S = 5, 3600
 """Of the lease of a session: what is shorter would not survive that an agent goes on at another server."""
@@ -45,13 +45,6 @@ def check_ttl(ttl_s: float) -> int:
             f"a TTL of {ttl_s:g} s cannot be had in a session: use whole seconds, {SHORTEST_TTL_S} to {LONGEST_TTL_S}"
         )
     return int(ttl_s)
-
-
-def seconds(value: float) -> Duration:
-    """So many seconds, as a message."""
-    duration = Duration()
-    duration.FromNanoseconds(round(value * 1e9))
-    return duration
 
 
 def failure_message(error: ElectionError) -> pb.Failure:

@@ -12,6 +12,7 @@ from typing import Self, TypeVar, cast
 import grpc
 import grpc.aio
 
+from election.api.statuses import error_of, name_of, reason_in
 from election.backoff import Backoff
 from election.bearer import Bearer, Metadata
 from election.channels import Channels, Line
@@ -21,7 +22,6 @@ from election.errors import ElectionError
 from election.pb.election.v1 import election_pb2_grpc as services
 from election.pb.election.v1 import error_reason_pb2 as reasons
 from election.reader import MAX_AGE_S
-from election.statuses import error_of, name_of, reason_in
 
 Req = TypeVar("Req")
 Resp = TypeVar("Resp")

@@ -12,14 +12,14 @@ import grpc
 import grpc.aio
 
 from election.channels import Line
-from election.client import Client
+from election.client.client import Client
+from election.client.leader_calls import Course, Route, StreamStream, StreamUnary, UnaryStream, UnaryUnary
+from election.client.leader_client import LeaderClient
+from election.client.leader_errors import NotSent
 from election.config import TlsConfig
 from election.errors import ViewStale
 from election.fencing.claim import PassedOn
 from election.fencing.rpc_client import stamped
-from election.leader_calls import Course, Route, StreamStream, StreamUnary, UnaryStream, UnaryUnary
-from election.leader_client import LeaderClient
-from election.leader_errors import NotSent
 from election.records import Leader
 from election.token import Token
 

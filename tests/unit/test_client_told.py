@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from election.agent_records import Agent, AgentState, Tombstone
+from election.client.told import ToldAgents, ToldLeader
 from election.reader import AgentEvent, AgentEventKind, LeaderEvent, LeaderEventKind, Source
 from election.records import Leader
 from election.token import Token
-from election.told import ToldAgents, ToldLeader
 
 
 def event(

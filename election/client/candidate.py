@@ -17,17 +17,17 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from election import leadership
+from election.api.elections import loss_from
 from election.backoff import Backoff
-from election.campaign_call import Call, CampaignCall
+from election.client.campaign_call import Call, CampaignCall
+from election.client.servers import Servers
 from election.clock import BootClock, Clock, pause
 from election.config import CandidateConfig, check_labels
 from election.errors import ConfigError, ElectionError, LossReason, NotLeader
 from election.keys import check_name
 from election.leadership import Following, Leading, Leaving, State
 from election.machine import Machine
-from election.messages import loss_from
 from election.pb.election.v1 import election_pb2 as pb
-from election.remote import Servers
 from election.term import Loss, Term
 from election.token import Token
 from election.watchdog import Watchdog

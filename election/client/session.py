@@ -9,16 +9,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from election.agent_records import AgentRecord, checked_key, checked_value
+from election.api.sessions import failure_from
+from election.client.servers import ServerUnavailable
+from election.client.session_keeper import SessionKeeper, SessionServers
+from election.client.session_stream import Wire
 from election.config import AgentConfig, check_labels
 from election.errors import AgentLost, ElectionError, EtcdUnavailable, LossReason
 from election.keys import check_name
 from election.lives import Lives
 from election.pb.election.v1 import election_pb2 as pb
 from election.registration import Registration, checked
-from election.remote import ServerUnavailable
-from election.session_keeper import SessionKeeper, SessionServers
-from election.session_messages import failure_from
-from election.session_stream import Wire
 
 logger = logging.getLogger("election")
 

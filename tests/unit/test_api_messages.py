@@ -11,8 +11,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from election import agent_messages, messages
 from election.agent_records import Agent, AgentRecord, AgentState, StateEntry, Tombstone
+from election.api.agents import (
+    agent_event_from,
+    agent_event_message,
+    agent_from,
+    agent_message,
+    breaker_from,
+    breaker_message,
+    entry_from,
+    entry_message,
+    filter_from,
+    filter_message,
+    tombstone_from,
+    tombstone_message,
+)
+from election.api.elections import (
+    LeaderMessages,
+    candidate_from,
+    candidate_message,
+    election_from,
+    election_message,
+    leader_event_from,
+    leader_from,
+    leader_message,
+    source_from,
+    view_message,
+)
 from election.breaker import Breaker, BreakerReason
 from election.errors import (
     ConfigError,
@@ -115,63 +140,63 @@ filters = st.builds(
 @given(sources)
 def test_a_source_arrives_as_it_was(source: Source) -> None:
     """With its age to the nanosecond."""
-    assert messages.source_from(messages.view_message(source)) == source
+    assert source_from(view_message(source)) == source
 
 
 @pytest.mark.parametrize(("age_s", "told_s"), [(-1.0, 0.0), (float("inf"), 315_576_000_000.0)])
 def test_an_age_that_no_duration_holds_becomes_the_nearest_one(age_s: float, told_s: float) -> None:
     """A clock that went wrong fails no answer."""
-    assert messages.source_from(messages.view_message(Source(1, 2, age_s))).age_s == told_s
+    assert source_from(view_message(Source(1, 2, age_s))).age_s == told_s
 
 
 @given(leaders)
 def test_a_leader_arrives_as_it_was(leader: Leader) -> None:
     """Whatever is in its record."""
-    assert messages.leader_from(messages.leader_message(leader)) == leader
+    assert leader_from(leader_message(leader)) == leader
 
 
 @given(candidates)
 def test_a_candidate_arrives_as_it_was(candidate: Candidate) -> None:
     """Ours and those of other programs."""
-    assert messages.candidate_from(messages.candidate_message(candidate)) == candidate
+    assert candidate_from(candidate_message(candidate)) == candidate
 
 
 @given(elections)
 def test_an_election_arrives_as_it_was(election: Election) -> None:
     """With a leader or without."""
-    assert messages.election_from(messages.election_message(election)) == election
+    assert election_from(election_message(election)) == election
 
 
 @given(agents)
 def test_an_agent_arrives_as_it_was(agent: Agent) -> None:
     """In each of its states."""
-    assert agent_messages.agent_from(agent_messages.agent_message(agent)) == agent
+    assert agent_from(agent_message(agent)) == agent
 
 
 @given(entries)
 def test_a_state_entry_arrives_as_it_was(entry: StateEntry) -> None:
     """Its value is bytes and stays bytes."""
-    assert agent_messages.entry_from(agent_messages.entry_message(entry)) == entry
+    assert entry_from(entry_message(entry)) == entry
 
 
 @given(tombstones, st.none() | records)
 def test_a_tombstone_arrives_as_it_was(tombstone: Tombstone, record: AgentRecord | None) -> None:
     """With everything that was collected, and with what the agent said of itself, if it did."""
     tombstone = replace(tombstone, agent_record=record and replace(record, id=tombstone.agent))
-    assert agent_messages.tombstone_from(agent_messages.tombstone_message(tombstone)) == tombstone
+    assert tombstone_from(tombstone_message(tombstone)) == tombstone
 
 
 @given(breakers)
 def test_a_breaker_arrives_as_it_was(breaker: Breaker) -> None:
     """For each reason, and for none."""
-    assert agent_messages.breaker_from(agent_messages.breaker_message(breaker)) == breaker
+    assert breaker_from(breaker_message(breaker)) == breaker
 
 
 @given(filters)
 def test_a_filter_arrives_as_it_was(chosen: AgentFilter) -> None:
     """One that names no state stands for all agents that are not reaped."""
-    assert agent_messages.filter_from(agent_messages.filter_message(chosen)) == chosen
-    everybody = agent_messages.filter_from(pb.ListAgentsRequest(labels=chosen.labels))
+    assert filter_from(filter_message(chosen)) == chosen
+    everybody = filter_from(pb.ListAgentsRequest(labels=chosen.labels))
     assert everybody == AgentFilter(labels=chosen.labels)
 
 
@@ -179,13 +204,13 @@ def test_a_filter_arrives_as_it_was(chosen: AgentFilter) -> None:
 def test_a_state_that_nobody_knows_cannot_be_asked_for(state: int) -> None:
     """It says which there are."""
     with pytest.raises(ConfigError, match=rf"agent state {state} is not known here: the states are 1 \(alive\), 2 "):
-        agent_messages.filter_from(pb.ListAgentsRequest(states=[state]))  # type: ignore[list-item]
+        filter_from(pb.ListAgentsRequest(states=[state]))  # type: ignore[list-item]
 
 
 @given(st.builds(LeaderEvent, kind=st.sampled_from(LeaderEventKind), leader=st.none() | leaders, source=sources))
 def test_a_leader_event_arrives_as_it_was(event: LeaderEvent) -> None:
     """Each kind, with a leader or without."""
-    assert messages.leader_event_from(messages.LeaderMessages().event(event)) == event
+    assert leader_event_from(LeaderMessages().event(event)) == event
 
 
 @given(
@@ -199,7 +224,7 @@ def test_a_leader_event_arrives_as_it_was(event: LeaderEvent) -> None:
 )
 def test_an_agent_event_arrives_as_it_was(event: AgentEvent) -> None:
     """Each kind, with an agent and a tombstone or without."""
-    assert agent_messages.agent_event_from(agent_messages.agent_event_message(event)) == event
+    assert agent_event_from(agent_event_message(event)) == event
 
 
 anything = st.recursive(
@@ -237,17 +262,17 @@ def test_whatever_a_stored_record_holds_can_be_sent(
     assert leader is not None
     agent = AgentRecord.decode("a", value)
     known = Agent("a", AgentState.ALIVE, number, 7, agent.address, agent.labels, agent.registered_at, (id,))
-    messages.candidate_message(candidate).SerializeToString()
-    messages.leader_message(leader).SerializeToString()
-    agent_messages.agent_message(known).SerializeToString()
-    agent_messages.tombstone_message(Tombstone.decode("a", number, value)).SerializeToString()
+    candidate_message(candidate).SerializeToString()
+    leader_message(leader).SerializeToString()
+    agent_message(known).SerializeToString()
+    tombstone_message(Tombstone.decode("a", number, value)).SerializeToString()
 
 
 def test_what_a_message_cannot_hold_becomes_the_nearest_thing() -> None:
     """Text is escaped, numbers are bounded, and a time outside of UTC's calendar is left out."""
     first_day = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))
     candidate = Candidate("e", "k", 5, 7, "half \ud83d", labels={"\ud83d": "x"}, priority=10**30, elected_at=first_day)
-    message = messages.candidate_message(candidate)
+    message = candidate_message(candidate)
     assert message.id == "half \\ud83d"
     assert dict(message.labels) == {"\\ud83d": "x"}
     assert message.priority == 2**31 - 1
@@ -258,16 +283,16 @@ def test_a_timestamp_outside_of_the_calendar_is_left_out() -> None:
     """A server may send a Timestamp that no calendar has."""
     message = pb.Leader(id="a")
     message.elected_at.seconds = 2**62
-    assert messages.leader_from(message).elected_at is None
+    assert leader_from(message).elected_at is None
 
 
 @pytest.mark.parametrize(
     "read",
     [
-        lambda: messages.leader_event_from(pb.WatchLeaderResponse(kind=99)),  # type: ignore[arg-type]
-        lambda: agent_messages.agent_event_from(pb.WatchAgentsResponse()),
-        lambda: agent_messages.agent_from(pb.Agent(id="a")),
-        lambda: agent_messages.breaker_from(pb.Breaker(reason=99)),  # type: ignore[arg-type]
+        lambda: leader_event_from(pb.WatchLeaderResponse(kind=99)),  # type: ignore[arg-type]
+        lambda: agent_event_from(pb.WatchAgentsResponse()),
+        lambda: agent_from(pb.Agent(id="a")),
+        lambda: breaker_from(pb.Breaker(reason=99)),  # type: ignore[arg-type]
     ],
 )
 def test_a_kind_from_a_newer_server_is_an_error_of_ours(read: Any) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from election import wire
 from election.agent_records import Agent, AgentRecord, AgentState, StateEntry, Tombstone
+from election.api import values
+from election.api.elections import source_from, view_message
+from election.api.resources import agent_name, tombstone_name
 from election.breaker import Breaker, BreakerReason
 from election.errors import ConfigError
-from election.messages import source_from, view_message
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import NOT_REAPED, AgentEvent, AgentEventKind, AgentFilter
-from election.resources import agent_name, tombstone_name
 from election.token import Token
 
 _STATES = {
@@ -39,19 +39,21 @@ def agent_message(agent: Agent) -> pb.Agent:
     return pb.Agent(
         id=agent.id,
         state=_STATES[agent.state],
-        incarnation=wire.number(agent.incarnation, 64),
+        incarnation=values.number(agent.incarnation, 64),
         lease=agent.lease,
-        address=wire.text(agent.address),
-        labels=wire.labels(agent.labels),
-        registered_at=wire.timestamp(agent.registered_at),
-        state_keys=map(wire.text, agent.state_keys),
+        address=values.text(agent.address),
+        labels=values.labels(agent.labels),
+        registered_at=values.timestamp(agent.registered_at),
+        state_keys=map(values.text, agent.state_keys),
         name=agent_name(agent.id),
     )
 
 
 def entry_message(entry: StateEntry) -> pb.StateEntry:
     """One value of an agent's state."""
-    return pb.StateEntry(key=wire.text(entry.key), value=entry.value, mod_revision=wire.number(entry.mod_revision, 64))
+    return pb.StateEntry(
+        key=values.text(entry.key), value=entry.value, mod_revision=values.number(entry.mod_revision, 64)
+    )
 
 
 def tombstone_message(tombstone: Tombstone) -> pb.Tombstone:
@@ -59,17 +61,17 @@ def tombstone_message(tombstone: Tombstone) -> pb.Tombstone:
     record = tombstone.agent_record or AgentRecord(tombstone.agent)
     return pb.Tombstone(
         agent=tombstone.agent,
-        incarnation=wire.number(tombstone.incarnation, 64),
-        reaped_at=wire.timestamp(tombstone.reaped_at),
-        collector=wire.text(tombstone.collector),
+        incarnation=values.number(tombstone.incarnation, 64),
+        reaped_at=values.timestamp(tombstone.reaped_at),
+        collector=values.text(tombstone.collector),
         token=int(tombstone.token),
         collected=map(entry_message, tombstone.collected),
-        part=wire.number(tombstone.part, 32),
-        keep_until=wire.timestamp(tombstone.keep_until),
-        address=wire.text(record.address),
-        labels=wire.labels(record.labels),
-        registered_at=wire.timestamp(record.registered_at),
-        left_at=wire.timestamp(record.left_at),
+        part=values.number(tombstone.part, 32),
+        keep_until=values.timestamp(tombstone.keep_until),
+        address=values.text(record.address),
+        labels=values.labels(record.labels),
+        registered_at=values.timestamp(record.registered_at),
+        left_at=values.timestamp(record.left_at),
         name=tombstone_name(tombstone.agent, tombstone.incarnation, tombstone.part),
     )
 
@@ -79,11 +81,11 @@ def breaker_message(breaker: Breaker) -> pb.Breaker:
     return pb.Breaker(
         open=breaker.open,
         reason=_REASONS[breaker.reason] if breaker.reason else pb.Breaker.REASON_UNSPECIFIED,
-        missing=wire.number(breaker.missing, 32),
-        known=wire.number(breaker.known, 32),
-        by=wire.text(breaker.by),
-        at=wire.timestamp(breaker.at),
-        until=wire.timestamp(breaker.until),
+        missing=values.number(breaker.missing, 32),
+        known=values.number(breaker.known, 32),
+        by=values.text(breaker.by),
+        at=values.timestamp(breaker.at),
+        until=values.timestamp(breaker.until),
         revision=breaker.revision,
     )
 
@@ -110,12 +112,12 @@ def agent_from(message: pb.Agent) -> Agent:
     """An agent; raises ElectionError for a state that this version does not know."""
     return Agent(
         id=message.id,
-        state=wire.known(_STATES, message.state, "agent state"),
+        state=values.known(_STATES, message.state, "agent state"),
         incarnation=message.incarnation,
         lease=message.lease,
         address=message.address,
         labels=dict(message.labels),
-        registered_at=wire.time(message.registered_at) if message.HasField("registered_at") else None,
+        registered_at=values.time(message.registered_at) if message.HasField("registered_at") else None,
         state_keys=tuple(message.state_keys),
     )
 
@@ -131,18 +133,18 @@ def tombstone_from(message: pb.Tombstone) -> Tombstone:
         message.agent,
         message.address,
         dict(message.labels),
-        wire.time(message.registered_at) if message.HasField("registered_at") else None,
-        wire.time(message.left_at) if message.HasField("left_at") else None,
+        values.time(message.registered_at) if message.HasField("registered_at") else None,
+        values.time(message.left_at) if message.HasField("left_at") else None,
     )
     return Tombstone(
         agent=message.agent,
         incarnation=message.incarnation,
-        reaped_at=wire.time(message.reaped_at) if message.HasField("reaped_at") else None,
+        reaped_at=values.time(message.reaped_at) if message.HasField("reaped_at") else None,
         collector=message.collector,
         token=Token.of_int(message.token),
         collected=tuple(map(entry_from, message.collected)),
         part=message.part,
-        keep_until=wire.time(message.keep_until) if message.HasField("keep_until") else None,
+        keep_until=values.time(message.keep_until) if message.HasField("keep_until") else None,
         agent_record=None if record == AgentRecord(message.agent) else record,
     )
 
@@ -151,12 +153,12 @@ def breaker_from(message: pb.Breaker) -> Breaker:
     """Whether collectors may reap; raises ElectionError for a reason that this version does not know."""
     return Breaker(
         open=message.open,
-        reason=wire.known(_REASONS, message.reason, "breaker reason") if message.reason else None,
+        reason=values.known(_REASONS, message.reason, "breaker reason") if message.reason else None,
         missing=message.missing,
         known=message.known,
         by=message.by,
-        at=wire.time(message.at) if message.HasField("at") else None,
-        until=wire.time(message.until) if message.HasField("until") else None,
+        at=values.time(message.at) if message.HasField("at") else None,
+        until=values.time(message.until) if message.HasField("until") else None,
         revision=message.revision,
     )
 
@@ -175,7 +177,7 @@ def filter_from(message: pb.ListAgentsRequest) -> AgentFilter:
 def agent_event_from(message: pb.WatchAgentsResponse) -> AgentEvent:
     """One message of WatchAgents; raises ElectionError for a kind or state that this version does not know."""
     return AgentEvent(
-        kind=wire.known(_AGENT_KINDS, message.kind, "agent event"),
+        kind=values.known(_AGENT_KINDS, message.kind, "agent event"),
         agent=agent_from(message.agent) if message.HasField("agent") else None,
         source=source_from(message.view),
         tombstone=tombstone_from(message.tombstone) if message.HasField("tombstone") else None,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from google.protobuf.duration_pb2 import Duration
-
-from election import wire
+from election.api import values
+from election.api.resources import candidate_name, election_name, leader_name
 from election.errors import BadField, LossReason
 from election.pb.election.v1 import election_pb2 as pb
 from election.reader import Answer, LeaderEvent, LeaderEventKind, Source
 from election.records import Candidate, Election, Leader
-from election.resources import candidate_name, election_name, leader_name
 from election.token import Token
 
 VIEW_METADATA = "election-view-bin"
@@ -38,8 +36,7 @@ SHORTEST_HEARTBEAT_S, LONGEST_HEARTBEAT_S = 1.0, 300.0
 def view_message(source: Source, namespace: str = "") -> pb.View:
     """Where an answer comes from."""
     age_s = min(max(source.age_s, 0.0), _LONGEST_S)
-    age = Duration()
-    age.FromNanoseconds(round(age_s * 1e9))
+    age = values.seconds(age_s)
     return pb.View(cluster_id=source.cluster_id, revision=source.revision, age=age, namespace=namespace)
 
 
@@ -47,14 +44,14 @@ def leader_message(leader: Leader) -> pb.Leader:
     """The candidate that leads."""
     return pb.Leader(
         election=leader.election,
-        id=wire.text(leader.id),
-        address=wire.text(leader.address),
+        id=values.text(leader.id),
+        address=values.text(leader.address),
         token=int(leader.token),
-        key=wire.text(leader.key),
+        key=values.text(leader.key),
         lease=leader.lease,
-        elected_at=wire.timestamp(leader.elected_at),
-        labels=wire.labels(leader.labels),
-        priority=wire.number(leader.priority, 32),
+        elected_at=values.timestamp(leader.elected_at),
+        labels=values.labels(leader.labels),
+        priority=values.number(leader.priority, 32),
         proven=leader.proven,
         name=leader_name(leader.election),
     )
@@ -64,14 +61,14 @@ def candidate_message(candidate: Candidate) -> pb.Candidate:
     """A candidate in its queue."""
     return pb.Candidate(
         election=candidate.election,
-        id=wire.text(candidate.id),
-        address=wire.text(candidate.address),
-        key=wire.text(candidate.key),
+        id=values.text(candidate.id),
+        address=values.text(candidate.address),
+        key=values.text(candidate.key),
         create_revision=candidate.created,
         lease=candidate.lease,
-        labels=wire.labels(candidate.labels),
-        priority=wire.number(candidate.priority, 32),
-        elected_at=wire.timestamp(candidate.elected_at),
+        labels=values.labels(candidate.labels),
+        priority=values.number(candidate.priority, 32),
+        elected_at=values.timestamp(candidate.elected_at),
         foreign=candidate.foreign,
         token=int(candidate.token) if candidate.token else 0,
         name=candidate_name(candidate.election, candidate.lease),
@@ -149,7 +146,7 @@ def leader_from(message: pb.Leader) -> Leader:
         token=Token.of_int(message.token),
         key=message.key,
         lease=message.lease,
-        elected_at=wire.time(message.elected_at) if message.HasField("elected_at") else None,
+        elected_at=values.time(message.elected_at) if message.HasField("elected_at") else None,
         labels=dict(message.labels),
         priority=message.priority,
         proven=message.proven,
@@ -167,7 +164,7 @@ def candidate_from(message: pb.Candidate) -> Candidate:
         address=message.address,
         labels=dict(message.labels),
         priority=message.priority,
-        elected_at=wire.time(message.elected_at) if message.HasField("elected_at") else None,
+        elected_at=values.time(message.elected_at) if message.HasField("elected_at") else None,
         token=Token.of_int(message.token) if message.token else None,
         foreign=message.foreign,
     )
@@ -193,7 +190,7 @@ def heartbeat_from(request: pb.WatchLeaderRequest | pb.WatchAgentsRequest) -> fl
 def leader_event_from(message: pb.WatchLeaderResponse) -> LeaderEvent:
     """One message of WatchLeader; raises ElectionError for a kind that this version does not know."""
     leader = leader_from(message.leader) if message.HasField("leader") else None
-    return LeaderEvent(wire.known(_LEADER_KINDS, message.kind, "leader event"), leader, source_from(message.view))
+    return LeaderEvent(values.known(_LEADER_KINDS, message.kind, "leader event"), leader, source_from(message.view))
 
 
 def loss_from(sent: pb.LossReason.ValueType) -> LossReason | None:

@@ -9,9 +9,9 @@ from typing import Generic, cast
 import grpc
 import grpc.aio
 
+from election.api.statuses import error_of
+from election.client.servers import ELSEWHERE, Req, Resp, Server, Servers, ServerUnavailable
 from election.errors import ElectionError
-from election.remote import ELSEWHERE, Req, Resp, Server, Servers, ServerUnavailable
-from election.statuses import error_of
 
 BothWays = Callable[[Server], grpc.aio.StreamStreamMultiCallable[Req, Resp]]
 
