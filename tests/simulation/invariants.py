@@ -158,7 +158,7 @@ class Invariants:
                 self.violate(f"{node.name} ({node.token}) and {other.name} ({other.token}) lead {election} at once")
 
     def _may_overlap(self, node: CandidateNode, other: CandidateNode) -> bool:
-        """Whether a stranger has robbed `node` of its key so shortly ago that it need not know, and nor need `other`."""
+        """Whether a stranger has robbed `node` of its key so shortly ago that it need not know; nor need `other`."""
         assert node.token is not None
         orphan = self._orphaned.get((node.election, node.token.revision))
         if orphan is None or self.clock() >= orphan.since_s + LEARNS_IN_S:
