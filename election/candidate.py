@@ -153,9 +153,9 @@ class Candidate:
         """Stands for the election, runs `work(term)` in each term that it wins, and stands again after it.
 
         The work is cancelled when the term is lost, and joined before the key is released. So work that ignores its
-        cancellation keeps a successor waiting; where the key or the lease is lost, nothing can make others wait, and
-        only fencing protects. Either way the log says where the work hangs, once it is past its deadline: what
-        `where()` tells, or else where its coroutine waits. A work that returns resigns. A work that raises ends the
+        cancellation keeps a successor waiting; where the key or the lease is lost, those wait who have seen the term
+        alive, but no longer than its deadline, and then only fencing protects. Either way the log says where the work
+        hangs, once it is past its deadline: what `where()` tells, or else where its coroutine waits. A work that returns resigns. A work that raises ends the
         term with `work_failed`; the error is logged and kept in the Loss, and the candidate stands again after a pause,
         which doubles while the work fails.
 
