@@ -90,6 +90,7 @@ class Attempt:
         self._clock = machine.clock
         self._lease = lease
         self._epoch = epoch
+        self._handed_over = False
 
     async def run(self, lead: Callable[[Token], Awaitable[Any]]) -> Leaving:
         """Stands, runs `lead(token)` while leading, and releases the key; returns how it ended.
@@ -113,14 +114,16 @@ class Attempt:
                     helper.cancel()
         finally:
             left = self._leave()
-            await to_the_end(self._release(campaign))
+            await to_the_end(self._release(campaign, left))
         if not campaign.cancelled():
             campaign.result()
         return left
 
-    async def _release(self, campaign: asyncio.Task[None]) -> None:
+    async def _release(self, campaign: asyncio.Task[None], left: Leaving) -> None:
         try:
-            await let_go(self._client, self._lease.id, whose=self._candidacy.who)
+            said = left.token is None or self._handed_over or await self._say_ended()
+            if await let_go(self._client, self._lease.id, whose=self._candidacy.who) and not said:
+                await self._say_ended()
         finally:
             campaign.cancel()
             await asyncio.wait({campaign})
@@ -319,8 +322,7 @@ class Attempt:
     async def _hand_over(self, left: Leaving) -> None:
         """Makes the next in line, or the one who was named, the leader; nothing when there is nobody or nothing left.
 
-        What cannot be handed over is let go with the lease, and the next in line leads then. It is said before that it
-        is over: who comes now would see a key that goes too early.
+        What cannot be handed over is let go with the lease, and the next in line leads then.
         """
         if left.token is None or left.reason.takes_the_key:
             return
@@ -330,19 +332,28 @@ class Attempt:
             for _ in range(_HANDOVER_TRIES):
                 heirs = succession(waiting, self.successor)
                 if not heirs:
-                    break
+                    return
                 if await hand_over(self._client, keyspace, self._epoch, self.key, left.token, heirs):
+                    self._handed_over = True
                     return
                 listed = await self._client.list(keyspace.campaign(election))
                 waiting = Queue.of(election, Snapshot.of(listed)).behind(left.token.revision)
                 await self._renew_epoch(listed.header.revision)
-            await self._say_ended(left.token)
         except ElectionError as error:
             logger.warning("%s: the leadership could not be handed over: %s", self._candidacy.who, error)
 
-    async def _say_ended(self, token: Token) -> None:
-        own = self._candidacy.watch.queue.get(self.key)
-        if own is None or own.record is None:
-            return
-        ended = txn.put(self.key, replace(own.record, ended=self._lease.id).encode(), keep_lease=True)
-        await self._client.txn([txn.created_at(self.key, token.revision)], [ended], repeat=Repeat.SAFE)
+    async def _say_ended(self) -> bool:
+        """Says that the work of the term is over: whoever has seen it alive waits for that, or for its deadline.
+
+        Where the key has not gone before its time, that is said before it goes; where etcd cannot be used, nobody is
+        told, and the others wait.
+        """
+        key, lease = self._candidacy.keyspace.ended(self._candidacy.election), f"{self._lease.id:x}".encode()
+        try:
+            await self._client.txn(
+                [], [txn.put(key, lease)], repeat=Repeat.SAFE, timeout_s=self._client.config.attempt_timeout_s
+            )
+        except EtcdError as error:
+            logger.info("%s: it could not be said that the term is over: %s", self._candidacy.who, error)
+            return False
+        return True

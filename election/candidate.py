@@ -29,7 +29,7 @@ from election.queue import QueueWatch, succession
 from election.reader import LeaderEvent
 from election.records import CandidateRecord
 from election.term import Loss, Term
-from election.token import LARGEST_EPOCH, LARGEST_REVISION, Token
+from election.token import LARGEST_EPOCH, Token
 from election.views import View
 from election.watchdog import Watchdog
 
@@ -73,8 +73,6 @@ class Candidate:
         self._machine = Machine(self.clock)
         self._watch: QueueWatch | None = None
         self._attempt: Attempt | None = None
-        self._ended = 0
-        """The lease of the last term, under which nothing is done any more."""
         self._left = asyncio.Event()
         self._left_reason = LossReason.RESIGNED
 
@@ -155,9 +153,9 @@ class Candidate:
         The work is cancelled when the term is lost, and joined before the key is released. So work that ignores its
         cancellation keeps a successor waiting; where the key or the lease is lost, those wait who have seen the term
         alive, but no longer than its deadline, and then only fencing protects. Either way the log says where the work
-        hangs, once it is past its deadline: what `where()` tells, or else where its coroutine waits. A work that returns resigns. A work that raises ends the
-        term with `work_failed`; the error is logged and kept in the Loss, and the candidate stands again after a pause,
-        which doubles while the work fails.
+        hangs, once it is past its deadline: what `where()` tells, or else where its coroutine waits. A work that
+        returns resigns. A work that raises ends the term with `work_failed`; the error is logged and kept in the Loss,
+        and the candidate stands again after a pause, which doubles while the work fails.
 
         Returns after `leave`, or with `once` after the first term, the Loss of the last term (None: it had none).
         With `reraise` it does not stand again after work that failed, and raises its error once the key is released.
@@ -220,7 +218,7 @@ class Candidate:
             self._config,
             self._guard,
             watch,
-            Predecessor(self._client, watch, ask_s=ask_s, who=self.id),
+            Predecessor(self._client, self._keyspace, watch, ask_s=ask_s, who=self.id),
             self._rng,
             where,
         )
@@ -262,7 +260,6 @@ class Candidate:
         if self._left.is_set():
             self._machine.stop(self._left_reason)
         candidacy.predecessor.own_lease = lease.id
-        candidacy = replace(candidacy, record=replace(self._record, ended=self._ended))
         attempt = self._attempt = Attempt(candidacy, self._machine, lease, epoch)
 
         def lead(token: Token) -> Awaitable[Any]:
@@ -270,17 +267,14 @@ class Candidate:
             return _begun(work, term)
 
         try:
-            left = await attempt.run(lead)
+            return await attempt.run(lead)
         finally:
             self._attempt = None
-        if left.token is not None:
-            self._ended = lease.id
-        return left
 
 
 def _elected(record: CandidateRecord) -> CandidateRecord:
     """The record as the proof will write it, at its longest."""
-    return replace(record, elected_at=datetime.max.replace(tzinfo=UTC), epoch=LARGEST_EPOCH, ended=LARGEST_REVISION)
+    return replace(record, elected_at=datetime.max.replace(tzinfo=UTC), epoch=LARGEST_EPOCH)
 
 
 async def _begun(work: Work, term: Term) -> None:

@@ -159,6 +159,10 @@ class Keyspace:
         """The key of the election's last token, which stays when nobody stands."""
         return self.root + b"highest/" + self.campaign_name(election)[len(self.campaigns) :]
 
+    def ended(self, election: str) -> bytes:
+        """The key that says of which lease, in hex, the term is over though its key may have gone before its time."""
+        return self.root + b"ended/" + self.campaign_name(election)[len(self.campaigns) :]
+
     @property
     def agents(self) -> bytes:
         """The prefix of all that there is of agents."""

@@ -6,8 +6,8 @@ others have renewed meanwhile (etcd #15247; by a check of its own clock, which w
 3.5.13). The holder learns of that from its watch, when that comes through. Until then, or until its deadline, it acts.
 
 So whoever waits asks etcd now and then how long the leader's lease lasts. Where its key goes earlier, the next in line
-waits until the old leader says that its work is over, by standing again, or until its deadline is past. Where etcd has
-not told, nobody waits: a candidate that has not seen the old leader alive leads at once.
+waits until the old leader says that its work is over, or until its deadline is past. Where etcd has not told, nobody
+waits: a candidate that has not seen the old leader alive leads at once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from election.errors import AccessDenied, EtcdError, LeaseNotFound
 from election.etcd.client import EtcdClient
+from election.keys import Keyspace
 from election.published import Published
 from election.queue import QueueWatch
 from election.records import Candidate
@@ -29,6 +30,8 @@ logger = logging.getLogger("election")
 
 _LOOK_S = 1.0
 """The longest sleep: asyncio's clock does not count the time of a suspend."""
+_LISTEN_S = 0.2
+"""How often to look whether the old leader has said that it has stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,10 @@ class Predecessor:
     `own_lease` is that of the present attempt; one's own key is nobody's predecessor.
     """
 
-    def __init__(self, client: EtcdClient, watch: QueueWatch, *, ask_s: float, who: str) -> None:
+    def __init__(self, client: EtcdClient, keyspace: Keyspace, watch: QueueWatch, *, ask_s: float, who: str) -> None:
         self.own_lease = 0
         self._client = client
+        self._keyspace = keyspace
         self._clock = client.clock
         self._watch = watch
         self._ask_s = ask_s
@@ -85,12 +89,13 @@ class Predecessor:
             self._leader.set(None)  # the watch is behind
             self._goes(leader)
         while (robbed := self._robbed.value) is not None:
-            if not robbed.ended:
+            over = robbed.ended and self._clock.now_s() >= robbed.until_s
+            if over or await self._has_stopped(robbed):
+                self._replace(robbed, None)
+            elif not robbed.ended:
                 await self._end(robbed)
-            elif (left_s := robbed.until_s - self._clock.now_s()) > 0:
-                await _changes(self._robbed, robbed, left_s)
             else:
-                self._robbed.set(None)
+                await _changes(self._robbed, robbed, min(robbed.until_s - self._clock.now_s(), _LISTEN_S))
 
     # --- who leads -------------------------------------------------------------------------------------------
 
@@ -109,23 +114,15 @@ class Predecessor:
             self._leader.set(leader)
             if before is not None and elected is None:
                 self._goes(before)
-        if (robbed := self._robbed.value) is not None:
-            another_leads = elected is not None and elected.created != robbed.leader.created
-            if another_leads or queue.was_ended(robbed.leader.lease):
-                self._robbed.set(None)
+        robbed = self._robbed.value
+        if robbed is not None and elected is not None and elected.created != robbed.leader.created:
+            self._robbed.set(None)  # another one leads, and is waited for
 
     def _goes(self, leader: Candidate) -> None:
         """The key of who led has gone."""
         life, self._life, now_s = self._life, None, self._clock.now_s()
         if life is None or life.leader.created != leader.created or now_s >= life.lasts_until_s:
             return
-        if self._watch.queue.was_ended(leader.lease):
-            return
-        logger.warning(
-            "%s: the key of %s has gone before its lease could have ended; nobody leads before that one says that it "
-            "has stopped, or %d s are over",
-            *(self._who, leader.id, life.ttl_s),
-        )
         self._robbed.set(_Robbed(leader, life.ttl_s, now_s + life.ttl_s))
 
     # --- how long its lease lasts ----------------------------------------------------------------------------
@@ -155,8 +152,21 @@ class Predecessor:
             else:
                 return found is not None and found.create_revision == leader.created
 
+    async def _has_stopped(self, robbed: _Robbed) -> bool:
+        """Whether the robbed one has said that its work is over."""
+        try:
+            said, _ = await self._client.get(self._keyspace.ended(robbed.leader.election))
+        except EtcdError:
+            return False
+        return said is not None and said.value == f"{robbed.leader.lease:x}".encode()
+
     async def _end(self, robbed: _Robbed) -> None:
         """Ends the lease of who was robbed of its key alone, and might renew it for as long as it has not heard."""
+        logger.warning(
+            "%s: the key of %s has gone before its lease could have ended: it is waited for until it says that it has "
+            "stopped, or %d s are over",
+            *(self._who, robbed.leader.id, robbed.ttl_s),
+        )
         until_s = robbed.until_s
         try:
             await self._client.lease_revoke(robbed.leader.lease)
@@ -166,8 +176,11 @@ class Predecessor:
         except EtcdError:
             await self._clock.sleep_s(_LOOK_S)
             return
+        self._replace(robbed, replace(robbed, until_s=until_s, ended=True))
+
+    def _replace(self, robbed: _Robbed, by: _Robbed | None) -> None:
         if self._robbed.value is robbed:
-            self._robbed.set(replace(robbed, until_s=until_s, ended=True))
+            self._robbed.set(by)
 
 
 async def _changes(published: Published[T], value: T, limit_s: float) -> None:

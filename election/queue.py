@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -16,15 +15,11 @@ from election.etcd.client import EtcdClient
 from election.etcd.watch import Changes, Snapshot, follow
 from election.keys import Keyspace
 from election.pb.etcd.kv_pb2 import Event as KvEvent
-from election.pb.etcd.kv_pb2 import KeyValue
 from election.published import Published
 from election.records import Candidate
 from election.token import Token
 
 logger = logging.getLogger("election")
-
-_MOST_ENDED = 64
-"""How many terms to remember of which somebody has said that they are over."""
 
 
 class Queue:
@@ -33,7 +28,6 @@ class Queue:
     def __init__(self, election: str) -> None:
         self._election = election
         self._candidates: dict[bytes, Candidate] = {}
-        self._ended: deque[int] = deque(maxlen=_MOST_ENDED)
 
     @classmethod
     def of(cls, election: str, snapshot: Snapshot) -> Self:
@@ -44,9 +38,7 @@ class Queue:
 
     def replace(self, snapshot: Snapshot) -> None:
         """Begins anew from a list."""
-        self._candidates = {}
-        for kv in snapshot.kvs:
-            self._put(kv)
+        self._candidates = {kv.key: Candidate.of(self._election, kv) for kv in snapshot.kvs}
 
     def change(self, changes: Changes) -> None:
         """Applies what happened."""
@@ -54,7 +46,7 @@ class Queue:
             if event.type == KvEvent.DELETE:
                 self._candidates.pop(event.kv.key, None)
             else:
-                self._put(event.kv)
+                self._candidates[event.kv.key] = Candidate.of(self._election, event.kv)
 
     def clear(self) -> None:
         """Nothing is known any more."""
@@ -80,21 +72,12 @@ class Queue:
         oldest = self.oldest
         return None if oldest is None else oldest.token
 
-    def was_ended(self, lease: int) -> bool:
-        """Whether the candidate that led with this lease has said that its work of then is over."""
-        return lease in self._ended
-
     def behind(self, created: int) -> Sequence[Candidate]:
         """Those who came after the candidate whose key has this create revision, oldest first."""
         return sorted(
             (candidate for candidate in self._candidates.values() if candidate.created > created),
             key=lambda candidate: candidate.created,
         )
-
-    def _put(self, kv: KeyValue) -> None:
-        self._candidates[kv.key] = candidate = Candidate.of(self._election, kv)
-        if candidate.ended and candidate.ended not in self._ended:
-            self._ended.append(candidate.ended)
 
 
 @dataclass(frozen=True, slots=True)

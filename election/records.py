@@ -6,7 +6,6 @@ Anyone can write under an etcd prefix. A value that is not ours is shown as it i
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,7 +18,6 @@ from election.token import LARGEST_EPOCH, Token
 
 CANDIDATE_LIMIT = 4 * 1024
 """The most bytes of a candidate's record."""
-_LEASE = re.compile("[0-9a-f]{1,16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +25,7 @@ class CandidateRecord:
     """What a candidate says of itself.
 
     `elected_at` and `epoch` are set by the write that proves its leadership, `elected_at` by the clock of who writes:
-    its own, or that of the predecessor who hands over. `ended` is the lease with which it led last, and under which
-    nothing is done any more; 0 where it has not led.
+    its own, or that of the predecessor who hands over.
     """
 
     id: str
@@ -37,7 +34,6 @@ class CandidateRecord:
     priority: int = 0
     elected_at: datetime | None = None
     epoch: int = 0
-    ended: int = 0
 
     def encode(self) -> bytes:
         """The record as stored; raises RecordTooLarge above CANDIDATE_LIMIT."""
@@ -52,7 +48,6 @@ class CandidateRecord:
                 "priority": self.priority,
                 "elected_at": text_of(self.elected_at),
                 "epoch": self.epoch,
-                "ended": f"{self.ended:x}",
             },
         )
 
@@ -69,7 +64,6 @@ class CandidateRecord:
             priority=data["priority"] if isinstance(data.get("priority"), int) else 0,
             elected_at=fields.time(data.get("elected_at")),
             epoch=_epoch(data.get("epoch")),
-            ended=_lease(data.get("ended")),
         )
 
 
@@ -92,7 +86,6 @@ class Candidate:
     elected_at: datetime | None = None
     token: Token | None = None
     foreign: bool = False
-    ended: int = 0
 
     @property
     def record(self) -> CandidateRecord | None:
@@ -100,7 +93,7 @@ class Candidate:
         if self.foreign:
             return None
         epoch = self.token.epoch if self.token else 0
-        return CandidateRecord(self.id, self.address, self.labels, self.priority, self.elected_at, epoch, self.ended)
+        return CandidateRecord(self.id, self.address, self.labels, self.priority, self.elected_at, epoch)
 
     @classmethod
     def of(cls, election: str, kv: KeyValue) -> Candidate:
@@ -121,7 +114,6 @@ class Candidate:
             record.priority,
             record.elected_at,
             Token(record.epoch, kv.create_revision) if record.elected_at else None,
-            ended=record.ended,
         )
 
 
@@ -203,10 +195,6 @@ class Election:
     name: str
     candidates: int
     leader: Leader | None
-
-
-def _lease(value: object) -> int:
-    return int(value, 16) if isinstance(value, str) and _LEASE.fullmatch(value) else 0
 
 
 def _epoch(value: object) -> int:

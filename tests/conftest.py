@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,12 @@ def pytest_report_header() -> str:
         return f"etcd: {binary_version(binary)} ({binary})"
     except ConfigError as error:
         return f"etcd: none ({error})"
+
+
+def pytest_configure() -> None:
+    """Lets Ctrl-C end what tests start: a shell lets what runs in its background ignore it, and that is inherited."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -66,14 +66,19 @@ async def grant(client: EtcdClient, *, ttl_s: int, margin_s: float, renew_s: flo
     return Lease(answer.ID, answer.TTL, margin_s, renew_s, deadline_s, answer.header.revision)
 
 
-async def let_go(client: EtcdClient, lease_id: int, *, whose: str) -> None:
-    """Ends a lease now rather than by its TTL, if etcd can be reached; a failure is logged, and harmless."""
+async def let_go(client: EtcdClient, lease_id: int, *, whose: str) -> bool:
+    """Ends a lease now rather than by its TTL, if etcd can be reached; a failure is logged, and harmless.
+
+    Returns whether it is known to be gone.
+    """
     try:
         await client.lease_revoke(lease_id)
     except LeaseNotFound:
         pass
     except EtcdError as error:
         logger.warning("%s: the lease could not be revoked: %s", whose, error)
+        return False
+    return True
 
 
 async def renewals(client: EtcdClient, lease: Lease, backoff: Backoff) -> AsyncGenerator[Renewal]:

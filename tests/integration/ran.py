@@ -52,7 +52,7 @@ class Ran:
             assert before.ended_s <= after.began_s
 
     def check_tokens(self) -> None:
-        """Tokens strictly grow: all that holds when strangers delete keys, of which the next one may hear first."""
+        """Tokens strictly grow: all that holds when a leader is robbed whom the next one has not seen alive before."""
         for before, after in zip(self.spans, self.spans[1:], strict=False):
             assert before.term.token < after.term.token
 

@@ -94,7 +94,7 @@ async def rivals(
             await queued_anew(leader, state.token.revision)
             assert reason(leader) is LossReason.KEY_DELETED
         for ran in rans:
-            ran.check_tokens()
+            ran.check()
 
 
 async def followers(cluster: EtcdCluster) -> list[Member]:

@@ -92,7 +92,7 @@ class History:
             assert (first, second, same) == ("leads", "ended", term)
 
     def check_tokens(self) -> None:
-        """All that holds when strangers delete keys, of which the next one may hear first."""
+        """All that holds when a leader is robbed whom the next one has not seen alive before."""
         tokens = [term.token for term in self.terms]
         assert tokens == sorted(set(tokens))
 

@@ -286,6 +286,39 @@ async def test_a_leader_that_reaches_no_member_stops_before_its_lease_can_end(
             group.create_task(cut_off(cut))
 
 
+async def test_a_leader_that_cannot_hear_that_it_was_robbed_is_waited_for(
+    etcd_cluster: EtcdCluster, namespace: str
+) -> None:
+    """Somebody takes its key, or its lease, while it reaches no member: it acts on, and nobody else before it stops."""
+
+    async def rob(what: str) -> None:
+        async with near_and_far(etcd_cluster, namespace) as (between, near, far):
+            ran, old = Ran(), near.candidate(what, id="old", config=STUBBORN)
+            new = far.candidate(what, id="new", config=STUBBORN)
+            async with standing(ran, old, new):
+                await leads(ran, old)
+                await asyncio.sleep(1.5)  # it is seen alive
+                held = leading(old)
+                for relay in between:
+                    relay.link.cut()
+                if what == "key":
+                    await far.client.delete(far.keyspace.candidate(what, held.lease))
+                else:
+                    await far.client.lease_revoke(held.lease)
+                await led_to_its_deadline(old)
+                assert ran.ids == ["old"]
+                assert await leads(ran, new) is new
+                for relay in between:
+                    relay.mend()
+                await queued_anew(old, held.token.revision)
+            assert ran.ids == ["old", "new"]
+            ran.check()
+
+    async with asyncio.TaskGroup() as group:
+        for what in ("key", "lease"):
+            group.create_task(rob(what))
+
+
 async def test_a_view_that_reaches_no_member_stops_to_answer(etcd_cluster: EtcdCluster, namespace: str) -> None:
     """Whichever way it is cut off, it says how old its answers are, and nothing when that is too old."""
 
