@@ -141,7 +141,10 @@ class Predecessor:
         except EtcdError:
             return  # it is asked again soon, and what is not known makes nobody wait
         if answer.TTL > 0 and self._leader.value is leader:
-            self._life = _Life(leader, asked_at_s + answer.TTL, answer.grantedTTL)
+            lasts_until_s = asked_at_s + answer.TTL  # etcd leaves out what is left of a second
+            if self._life is not None and self._life.leader is leader:
+                lasts_until_s = max(lasts_until_s, self._life.lasts_until_s)
+            self._life = _Life(leader, lasts_until_s, answer.grantedTTL)
 
     async def _is_there(self, leader: Candidate) -> bool:
         while True:
