@@ -37,9 +37,12 @@ def number(value: int, bits: int) -> int:
 
 
 def seconds(value: float) -> Duration:
-    """So many seconds; raises ValueError for more than a message can hold."""
+    """So many seconds; raises ValueError for more than a message can hold, and for what is no number."""
     duration = Duration()
-    duration.FromNanoseconds(round(value * 1e9))
+    try:
+        duration.FromNanoseconds(round(value * 1e9))
+    except OverflowError as error:  # of infinity
+        raise ValueError(str(error)) from None
     return duration
 
 

@@ -38,6 +38,7 @@ from election.api.elections import (
     source_from,
     view_message,
 )
+from election.api.values import seconds
 from election.breaker import Breaker, BreakerReason
 from election.errors import (
     ConfigError,
@@ -141,6 +142,13 @@ filters = st.builds(
 def test_a_source_arrives_as_it_was(source: Source) -> None:
     """With its age to the nanosecond."""
     assert source_from(view_message(source)) == source
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e30])
+def test_what_no_duration_holds_is_a_wrong_value(value: float) -> None:
+    """Of whatever kind the error was."""
+    with pytest.raises(ValueError):
+        seconds(value)
 
 
 @pytest.mark.parametrize(("age_s", "told_s"), [(-1.0, 0.0), (float("inf"), 315_576_000_000.0)])
