@@ -6,6 +6,7 @@ from election.drill.checker.readings import READERS
 from election.drill.vocabulary import Done
 from election.token import Token
 from tests.chaos.saga import Saga
+from tests.chaos.story import KEYS
 from tests.chaos.verdicts import held, unknown, violated, whole
 
 
@@ -77,6 +78,24 @@ def test_readers_go_back_with_etcd() -> None:
     story = changed().sees("o2")
     story.set_back(story.revision - 3)
     held(story.wait(1).sees("o2", revision=story.revision - 1), READERS)  # one that nobody has seen
+
+
+def test_what_was_told_of_a_revision_that_nobody_has_seen_is_not_held_against_who_has_its_number_now() -> None:
+    """Etcd has counted on from what it was set back to, and come to the same number with nobody who leads."""
+
+    def told_unseen(before: bool) -> Saga:
+        story = changed()
+        unseen = story.revision + 1
+        if before:
+            story.sees("o2", revision=unseen)
+        story.set_back(story.revision - 3)
+        story.goes("o1")
+        while story.revision <= unseen:
+            story.do((KEYS.root + b"other", b"value"))
+        return story if before else story.wait(3).sees("o2", revision=unseen)
+
+    held(told_unseen(before=True), READERS)
+    violated(told_unseen(before=False), READERS, "which had nobody")
 
 
 def test_a_reader_that_says_nothing_is_a_hole() -> None:

@@ -66,6 +66,9 @@ def _untrue(history: History, told: Sequence[Fact]) -> Iterator[Violation]:
     for fact in told:
         if known and set_back_s and fact.more["ended_at_s"] > set_back_s[0] and fact.more["revision"] < known[-1].first:
             continue  # a revision from before, or one that nobody has seen
+        eras = zip(known, set_back_s, strict=False)
+        if any(_of_s(fact) <= at_s and fact.more["revision"] > era.last for era, at_s in eras):
+            continue  # one that nobody has seen, whatever has its number now
         token = _token(fact) if "token" in fact.more else None
         there = [leading for terms in known if (leading := terms.at(fact.more["revision"])) is not None]
         if there and all(
@@ -100,6 +103,11 @@ def _too_old(history: History, told: Sequence[Fact]) -> Iterator[Violation]:
         if late_s > (_HURT_SLACK_S if is_hurt else _SLACK_S):
             text = f"told {_who(fact)} as of {fact.more['age_s']:.3f} s ago, which was over for {late_s:.3f} s by then"
             yield _violation(fact, text)
+
+
+def _of_s(fact: Fact) -> float:
+    """How long ago that was true which was told, as the answer says, and a little more."""
+    return fact.at_s - float(fact.more["age_s"]) - _SLACK_S
 
 
 def _token(fact: Fact) -> Token:
