@@ -315,7 +315,7 @@ async def test_history_is_forgotten(shared: Site) -> None:
 
 async def test_databases_are_rewritten(shared: Site) -> None:
     """What was deleted takes no room any more, in none of the members."""
-    for number in range(40):
+    for number in range(80):
         await shared.control.put(b"/large/%d" % number, bytes(100_000))
     deleted = await shared.control.delete(b"/large/", b"/large0")
     await shared.control.compact(deleted.header.revision)
