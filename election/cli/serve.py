@@ -23,7 +23,7 @@ from election.collector import Collector
 from election.config import CollectorConfig, default_id
 from election.errors import EtcdError
 from election.server.access.gate import AccessConfig
-from election.server.serving import GrpcServer
+from election.server.serving import GrpcServer, spare_what_is_there
 
 logger = logging.getLogger("election")
 
@@ -77,6 +77,7 @@ def serve(
                 access=access,
             )
             await stack.enter_async_context(server)
+            spare_what_is_there()
             if server.without_policy:
                 click.echo(f"There is no policy: {server.without_policy}.", err=True)
             print_event(
