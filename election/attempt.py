@@ -28,7 +28,7 @@ from election.keys import Keyspace
 from election.leadership import Campaigning, Leading, Leaving
 from election.machine import Machine
 from election.predecessor import Predecessor
-from election.queue import Look, Queue, QueueWatch, succession
+from election.queue import Look, Queue, QueueWatch, longest_silence_s, succession
 from election.records import CandidateRecord
 from election.token import Token
 from election.work import run_work, to_the_end
@@ -37,10 +37,6 @@ logger = logging.getLogger("election")
 
 _DEADLINE_LOOK_S = 1.0
 """The longest sleep of the deadline's watchman: asyncio's clock does not count the time of a suspend."""
-
-_SILENT_TTLS, _SILENT_S = 2, 10.0
-"""How long a leader goes on without a sign of life from its watch: in lease times, and at least. A watch whose member
-hangs is opened elsewhere after some 4 s."""
 
 _HEAD_START_S = 0.02
 """What the watch gets before an answer of Campaign counts: it mostly tells the same, and may bring the proof along."""
@@ -120,10 +116,14 @@ class Attempt:
         return left
 
     async def _release(self, campaign: asyncio.Task[None], left: Leaving) -> None:
+        """Deletes the key and ends the lease, within the call timeout of the client."""
+        give_up_at_s = self._clock.now_s() + self._client.config.call_timeout_s
         try:
-            said = left.token is None or self._handed_over or await self._say_ended()
-            if await let_go(self._client, self._lease.id, whose=self._candidacy.who) and not said:
-                await self._say_ended()
+            told = self._handed_over or await self._say_ended(left)
+            left_s = give_up_at_s - self._clock.now_s()
+            gone = await let_go(self._client, self._lease.id, whose=self._candidacy.who, timeout_s=left_s)
+            if gone and not told:
+                await self._say_ended(left)
         finally:
             campaign.cancel()
             await asyncio.wait({campaign})
@@ -198,7 +198,7 @@ class Attempt:
         Also a watch that has fallen silent: anybody may renew a lease, on etcd before 3.5.30, also a user who may not
         read any more, so a deadline that moves on does not say that the key is there.
         """
-        silence_s = max(_SILENT_TTLS * self._lease.ttl_s, _SILENT_S)
+        silence_s = longest_silence_s(self._lease.ttl_s)
         while isinstance(state := self._machine.state, Campaigning | Leading):
             now_s = self._clock.now_s()
             if now_s >= state.deadline_s:
@@ -342,16 +342,24 @@ class Attempt:
         except ElectionError as error:
             logger.warning("%s: the leadership could not be handed over: %s", self._candidacy.who, error)
 
-    async def _say_ended(self) -> bool:
-        """Says that the work of the term is over: whoever has seen it alive waits for that, or for its deadline.
+    async def _say_ended(self, left: Leaving) -> bool:
+        """Deletes the own key, and says that its term is over; False when it should be tried again.
 
-        Where the key has not gone before its time, that is said before it goes; where etcd cannot be used, nobody is
-        told, and the others wait.
+        Whoever has seen the term alive, and its key go too early, waits for that, or for its deadline. A candidate that
+        leaves may have been elected without having heard of it: then its key was written again.
         """
         key, lease = self._candidacy.keyspace.ended(self._candidacy.election), f"{self._lease.id:x}".encode()
         try:
             await self._client.txn(
-                [], [txn.put(key, lease)], repeat=Repeat.SAFE, timeout_s=self._client.config.attempt_timeout_s
+                [] if left.token else [txn.rewritten(self.key)],
+                [txn.put(key, lease), txn.delete(self.key)],
+                [txn.delete(self.key)],
+                repeat=Repeat.SAFE,
+                timeout_s=self._client.config.attempt_timeout_s,
+            )
+        except AccessDenied as error:
+            logger.warning(
+                "%s: others will wait, since it cannot be said that the term is over: %s", self._candidacy.who, error
             )
         except EtcdError as error:
             logger.info("%s: it could not be said that the term is over: %s", self._candidacy.who, error)

@@ -41,6 +41,7 @@ async def hand_over(
             *(txn.delete(each.key.encode()) for each in between),
             txn.put(heir.key.encode(), value, keep_lease=True),
             txn.put(keyspace.highest(heir.election), encode_highest(Token(epoch.number, heir.created))),
+            txn.put(keyspace.ended(heir.election), key.rpartition(b"/")[2]),
         ],
     )
     return answer.succeeded

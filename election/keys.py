@@ -160,7 +160,7 @@ class Keyspace:
         return self.root + b"highest/" + self.campaign_name(election)[len(self.campaigns) :]
 
     def ended(self, election: str) -> bytes:
-        """The key that says of which lease, in hex, the term is over though its key may have gone before its time."""
+        """The key that names, in hex, the lease of the last term whose work is known to be over; it stays as well."""
         return self.root + b"ended/" + self.campaign_name(election)[len(self.campaigns) :]
 
     @property

@@ -5,23 +5,25 @@ Somebody deletes it, or revokes the lease; and a member of etcd that led, stood 
 others have renewed meanwhile (etcd #15247; by a check of its own clock, which was right a moment ago, also since
 3.5.13). The holder learns of that from its watch, when that comes through. Until then, or until its deadline, it acts.
 
-So whoever waits asks etcd now and then how long the leader's lease lasts. Where its key goes earlier, the next in line
-waits until the old leader says that its work is over, or until its deadline is past. Where etcd has not told, nobody
-waits: a candidate that has not seen the old leader alive leads at once.
+So whoever waits asks etcd now and then how long the leader's lease lasts. Where its key goes earlier, it ends that
+lease, if that is still there, and does not lead before the old leader has said that its work is over, or the time is
+over that its last renewal can have given it. Where etcd has not told, nobody waits: a candidate that has not seen the
+old leader alive leads at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TypeVar
 
 from election.errors import AccessDenied, EtcdError, LeaseNotFound
 from election.etcd.client import EtcdClient
 from election.keys import Keyspace
 from election.published import Published
-from election.queue import QueueWatch
+from election.queue import QueueWatch, longest_silence_s
 from election.records import Candidate
 
 T = TypeVar("T")
@@ -30,6 +32,8 @@ logger = logging.getLogger("election")
 
 _LOOK_S = 1.0
 """The longest sleep: asyncio's clock does not count the time of a suspend."""
+_LEAST_S = 0.001
+"""The shortest sleep: less may be nothing to a clock."""
 _LISTEN_S = 0.2
 """How often to look whether the old leader has said that it has stopped."""
 
@@ -43,16 +47,6 @@ class _Life:
     ttl_s: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Robbed:
-    """A leader whose key has gone too early, and when its last deadline is past, once its lease has `ended` as well."""
-
-    leader: Candidate
-    ttl_s: int
-    until_s: float
-    ended: bool = False
-
-
 class Predecessor:
     """Keeps in mind who leads while `run` runs: one for all attempts of a candidate.
 
@@ -62,23 +56,35 @@ class Predecessor:
     def __init__(self, client: EtcdClient, keyspace: Keyspace, watch: QueueWatch, *, ask_s: float, who: str) -> None:
         self.own_lease = 0
         self._client = client
-        self._keyspace = keyspace
         self._clock = client.clock
+        self._keyspace = keyspace
         self._watch = watch
         self._ask_s = ask_s
         self._who = who
         self._leader: Published[Candidate | None] = Published(None)
         self._life: _Life | None = None
-        self._robbed: Published[_Robbed | None] = Published(None)
+        self._robbed: list[_Life] = []
+        """Leaders whose keys have gone too early, and who are not waited for yet."""
+        self._awaited = Published(0)
+        """How many such leaders are waited for."""
+        self._refused = False
 
     async def run(self) -> None:
-        """Follows who leads, and asks how long its lease lasts, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow())
-            group.create_task(self._ask())
+        """Follows who leads, asks how long its lease lasts, and waits for those who are robbed; until cancelled."""
+        while True:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._follow())
+                    group.create_task(self._ask())
+                    while True:
+                        await self._awaited.until(lambda _: bool(self._robbed))
+                        group.create_task(self._wait_for(self._robbed.pop()))
+            except Exception:
+                logger.exception("%s: following who leads has failed, and begins anew", self._who)
+                await self._clock.sleep_s(_LOOK_S)
 
     async def stopped(self) -> None:
-        """Returns when the last leader, as far as is known, does not take itself for it any more: mostly at once.
+        """Returns when nobody who has led, as far as is known, takes itself for the leader any more: mostly at once.
 
         To be called when the own key is told to be the oldest, by the watch or by anything else. Where that is wrong,
         the old leader is not touched.
@@ -88,63 +94,32 @@ class Predecessor:
         if leader is not None and not await self._is_there(leader) and self._leader.value is leader:
             self._leader.set(None)  # the watch is behind
             self._goes(leader)
-        while (robbed := self._robbed.value) is not None:
-            over = robbed.ended and self._clock.now_s() >= robbed.until_s
-            if over or await self._has_stopped(robbed):
-                self._replace(robbed, None)
-            elif not robbed.ended:
-                await self._end(robbed)
-            else:
-                await _changes(self._robbed, robbed, min(robbed.until_s - self._clock.now_s(), _LISTEN_S))
+        await self._awaited.until(lambda awaited: awaited == 0)
 
     # --- who leads -------------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        async for _ in self._watch.looks.values():
-            self._look()
+        async with aclosing(self._watch.looks.values()) as looks:
+            async for _ in looks:
+                self._look()
 
     def _look(self) -> None:
         if self._watch.looks.value is None:
             return
-        queue, before = self._watch.queue, self._leader.value
-        oldest = queue.oldest
+        before, oldest = self._leader.value, self._watch.queue.oldest
         elected = oldest if oldest is not None and oldest.token is not None else None
         leader = None if elected is None or elected.lease == self.own_lease else elected
         if (before and before.created) != (leader and leader.created):
             self._leader.set(leader)
             if before is not None and elected is None:
                 self._goes(before)
-        robbed = self._robbed.value
-        if robbed is not None and elected is not None and elected.created != robbed.leader.created:
-            self._robbed.set(None)  # another one leads, and is waited for
 
     def _goes(self, leader: Candidate) -> None:
         """The key of who led has gone."""
-        life, self._life, now_s = self._life, None, self._clock.now_s()
-        if life is None or life.leader.created != leader.created or now_s >= life.lasts_until_s:
-            return
-        self._robbed.set(_Robbed(leader, life.ttl_s, now_s + life.ttl_s))
-
-    # --- how long its lease lasts ----------------------------------------------------------------------------
-
-    async def _ask(self) -> None:
-        while True:
-            leader = await self._leader.until(lambda leader: leader is not None)
-            assert leader is not None
-            await self._ask_of(leader)
-            await _changes(self._leader, leader, self._ask_s)
-
-    async def _ask_of(self, leader: Candidate) -> None:
-        asked_at_s = self._clock.now_s()
-        try:
-            answer = await self._client.lease_time_to_live(leader.lease)
-        except EtcdError:
-            return  # it is asked again soon, and what is not known makes nobody wait
-        if answer.TTL > 0 and self._leader.value is leader:
-            lasts_until_s = asked_at_s + answer.TTL  # etcd leaves out what is left of a second
-            if self._life is not None and self._life.leader is leader:
-                lasts_until_s = max(lasts_until_s, self._life.lasts_until_s)
-            self._life = _Life(leader, lasts_until_s, answer.grantedTTL)
+        life, self._life = self._life, None
+        if life is not None and life.leader.created == leader.created and self._clock.now_s() < life.lasts_until_s:
+            self._robbed.append(life)
+            self._awaited.set(self._awaited.value + 1)
 
     async def _is_there(self, leader: Candidate) -> bool:
         while True:
@@ -155,41 +130,83 @@ class Predecessor:
             else:
                 return found is not None and found.create_revision == leader.created
 
-    async def _has_stopped(self, robbed: _Robbed) -> bool:
-        """Whether the robbed one has said that its work is over."""
+    # --- how long its lease lasts ----------------------------------------------------------------------------
+
+    async def _ask(self) -> None:
+        while True:
+            leader = await self._leader.until(lambda leader: leader is not None)
+            assert leader is not None
+            due_at_s = self._clock.now_s() + self._ask_s
+            await self._ask_of(leader)
+            while self._leader.value is leader and (left_s := due_at_s - self._clock.now_s()) > 0:
+                await _changes(self._leader, leader, left_s)
+
+    async def _ask_of(self, leader: Candidate) -> None:
+        asked_at_s = self._clock.now_s()
         try:
-            said, _ = await self._client.get(self._keyspace.ended(robbed.leader.election))
+            answer = await self._client.lease_time_to_live(leader.lease)
+        except EtcdError as error:  # it is asked again soon, and what is not known makes nobody wait
+            if isinstance(error, AccessDenied) and not self._refused:
+                logger.warning("%s cannot know when a leader is robbed of its key: %s", self._who, error)
+            self._refused = isinstance(error, AccessDenied)
+            return
+        self._refused = False
+        if answer.TTL > 0 and self._leader.value is leader:
+            lasts_until_s = asked_at_s + answer.TTL  # etcd leaves out what is left of a second
+            if self._life is not None and self._life.leader is leader:
+                lasts_until_s = max(lasts_until_s, self._life.lasts_until_s)
+            self._life = _Life(leader, lasts_until_s, answer.grantedTTL)
+
+    # --- who was robbed --------------------------------------------------------------------------------------
+
+    async def _wait_for(self, robbed: _Life) -> None:
+        """Until it has stopped. No longer than a leader whose watch is silent goes on, where its lease cannot be ended.
+
+        From when its lease is known to be gone, its last renewal gives it one TTL at most, less its margin.
+        """
+        try:
+            if await self._has_stopped(robbed.leader):
+                return
+            logger.warning(
+                "%s: the key of %s has gone before its lease could have ended: nobody leads before it says that it "
+                "has stopped, or %d s are over",
+                *(self._who, robbed.leader.id, robbed.ttl_s),
+            )
+            until_s = self._clock.now_s() + longest_silence_s(robbed.ttl_s) + _LOOK_S
+            lives = True
+            while self._clock.now_s() < until_s:
+                if lives and await self._end(robbed.leader):
+                    lives, until_s = False, self._clock.now_s() + robbed.ttl_s
+                await self._clock.sleep_s(_LISTEN_S)
+                if await self._has_stopped(robbed.leader):
+                    return
+        finally:
+            self._awaited.set(self._awaited.value - 1)
+
+    async def _has_stopped(self, leader: Candidate) -> bool:
+        """Whether it has said that its work is over."""
+        try:
+            async with asyncio.timeout(_LOOK_S):
+                said, _ = await self._client.get(self._keyspace.ended(leader.election))
+        except (EtcdError, TimeoutError):
+            return False
+        return said is not None and said.value == f"{leader.lease:x}".encode()
+
+    async def _end(self, leader: Candidate) -> bool:
+        """Ends the lease of who was robbed of its key alone, and might renew it for as long as it has not heard."""
+        try:
+            await self._client.lease_revoke(leader.lease, timeout_s=_LOOK_S)
+        except LeaseNotFound:
+            return True
         except EtcdError:
             return False
-        return said is not None and said.value == f"{robbed.leader.lease:x}".encode()
-
-    async def _end(self, robbed: _Robbed) -> None:
-        """Ends the lease of who was robbed of its key alone, and might renew it for as long as it has not heard."""
-        logger.warning(
-            "%s: the key of %s has gone before its lease could have ended: it is waited for until it says that it has "
-            "stopped, or %d s are over",
-            *(self._who, robbed.leader.id, robbed.ttl_s),
-        )
-        until_s = robbed.until_s
-        try:
-            await self._client.lease_revoke(robbed.leader.lease)
-            until_s = self._clock.now_s() + robbed.ttl_s
-        except (LeaseNotFound, AccessDenied):
-            pass
-        except EtcdError:
-            await self._clock.sleep_s(_LOOK_S)
-            return
-        self._replace(robbed, replace(robbed, until_s=until_s, ended=True))
-
-    def _replace(self, robbed: _Robbed, by: _Robbed | None) -> None:
-        if self._robbed.value is robbed:
-            self._robbed.set(by)
+        return True
 
 
 async def _changes(published: Published[T], value: T, limit_s: float) -> None:
-    """Waits until there is another value, but no longer than the limit and _LOOK_S."""
+    """Waits until there is another value, but no longer than about the limit, and _LOOK_S."""
     try:
-        async with asyncio.timeout(min(limit_s, _LOOK_S)):
+        async with asyncio.timeout(min(max(limit_s, _LEAST_S), _LOOK_S)):
             await published.until(lambda now: now is not value)
     except TimeoutError:
         pass

@@ -21,6 +21,8 @@ from election.token import Token
 
 logger = logging.getLogger("election")
 
+_SILENT_TTLS, _SILENT_S = 2, 10.0
+
 
 class Queue:
     """Keeps the candidates of an election. Etcd's order is by create revision, and so is this one's."""
@@ -155,6 +157,11 @@ class QueueWatch:
         elif isinstance(item, Changes) and self.looks.value is not None:
             self.queue.change(item)
             self.looks.set(Look(item.revision))
+
+
+def longest_silence_s(ttl_s: float) -> float:
+    """How long a leader goes on without a sign of life from its watch, which is opened elsewhere after some 4 s."""
+    return max(_SILENT_TTLS * ttl_s, _SILENT_S)
 
 
 def succession(waiting: Sequence[Candidate], to: str | None) -> tuple[Candidate, ...]:

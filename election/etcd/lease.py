@@ -66,13 +66,13 @@ async def grant(client: EtcdClient, *, ttl_s: int, margin_s: float, renew_s: flo
     return Lease(answer.ID, answer.TTL, margin_s, renew_s, deadline_s, answer.header.revision)
 
 
-async def let_go(client: EtcdClient, lease_id: int, *, whose: str) -> bool:
+async def let_go(client: EtcdClient, lease_id: int, *, whose: str, timeout_s: float | None = None) -> bool:
     """Ends a lease now rather than by its TTL, if etcd can be reached; a failure is logged, and harmless.
 
-    Returns whether it is known to be gone.
+    Returns whether it is known to be gone. `timeout_s` is the call timeout of the client where it is None.
     """
     try:
-        await client.lease_revoke(lease_id)
+        await client.lease_revoke(lease_id, timeout_s=timeout_s)
     except LeaseNotFound:
         pass
     except EtcdError as error:

@@ -23,6 +23,11 @@ def present(key: bytes) -> rpc.Compare:
     return rpc.Compare(result=rpc.Compare.GREATER, target=rpc.Compare.CREATE, key=key, create_revision=0)
 
 
+def rewritten(key: bytes) -> rpc.Compare:
+    """Holds when the key exists and was written again since it was created."""
+    return rpc.Compare(result=rpc.Compare.GREATER, target=rpc.Compare.VERSION, key=key, version=1)
+
+
 def modified_at(key: bytes, revision: int) -> rpc.Compare:
     """Holds when the key's last change was at this revision; 0 stands for a key that is absent."""
     return rpc.Compare(result=rpc.Compare.EQUAL, target=rpc.Compare.MOD, key=key, mod_revision=revision)

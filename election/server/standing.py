@@ -28,6 +28,10 @@ from election.work import to_the_end
 _LETTING_GO_S = 0.1
 """How long before the deadline the caller has to stop, so that the server has let go of the key by then."""
 
+_DRIFT_S = 0.4
+"""By how much the caller's clock may be behind when it has counted what it was told; with the time of letting go it is
+less than the smallest margin, so that the lease lasts longer."""
+
 _LOOK_S = 0.5
 """The longest sleep of what compares clocks: asyncio's does not count the time of a suspend."""
 
@@ -160,7 +164,8 @@ class Standing:
     async def _until_the_caller_has_stopped(self) -> None:
         """Waits whatever happens: also when an event loop that is interrupted cancels everything that runs in it."""
         self._news.set()
-        while (left_s := self._told_until_s - self._clock.now_s()) > 0 and not self._stopped.is_set():
+        over_at_s = self._told_until_s + _DRIFT_S
+        while (left_s := over_at_s - self._clock.now_s()) > 0 and not self._stopped.is_set():
             with suppress(asyncio.CancelledError):
                 await pause(self._clock, min(left_s, _LOOK_S), self._stopped)
 

@@ -108,6 +108,18 @@ def test_a_robbery_excuses_nothing_that_was_before() -> None:
     violated(story.robs("o1").loses("o1").goes_on("o2", 1), ONE_LEADER, "o1 led with")
 
 
+def test_who_has_just_started_knows_of_no_leader_whose_lease_etcd_has_cut_short() -> None:
+    """A member that led goes on, and ends the lease; who was there before has seen the leader alive, and waits."""
+
+    def woken(started_before_s: float) -> Saga:
+        story = Saga().leads("o1", 1)
+        story.fact(Done.STARTED, "o2", role="orchestrator", slot="o2").goes_on("o1", started_before_s)
+        return story.fact(Done.WOKEN, "m1").goes("o1").leads("o2").wait(0.2).loses("o1")
+
+    held(woken(1), ONE_LEADER)
+    violated(woken(5), ONE_LEADER, "o1 led with")
+
+
 def test_whoever_led_when_etcd_was_set_back_may_do_so_until_its_deadline() -> None:
     """It learns of it late; two that begin afterwards have no excuse."""
 

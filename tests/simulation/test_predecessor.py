@@ -137,7 +137,7 @@ async def test_nobody_is_waited_for_who_was_not_seen() -> None:
 
 @virtual
 async def test_who_leaves_says_that_it_has_stopped_before_its_key_goes() -> None:
-    """Somebody may have come meanwhile, who would wait otherwise; where it hands over, nobody has to be told."""
+    """Somebody may have come meanwhile, who would wait otherwise; and who hands over says so, too."""
     here = world()
     async with settled(here, "a", "b") as (_, [a, b]):
         handed_over, alone = (node.candidate.state for node in (a, b))
@@ -150,7 +150,8 @@ async def test_who_leaves_says_that_it_has_stopped_before_its_key_goes() -> None
     *_, said, gone = written
     assert (said.kv.key, said.kv.value) == (KEYS.ended(ELECTION), f"{alone.lease:x}".encode())
     assert (gone.type, gone.kv.key) == (Event.DELETE, KEYS.candidate(ELECTION, alone.lease))
-    assert [event.kv.key for event in written].count(KEYS.ended(ELECTION)) == 1
+    told = [event.kv.value for event in written if event.kv.key == KEYS.ended(ELECTION)]
+    assert told == [f"{state.lease:x}".encode() for state in (handed_over, alone)]
 
 
 @virtual

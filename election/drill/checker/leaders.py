@@ -16,6 +16,9 @@ ONE_LEADER, NO_ACT_AFTER, TOKENS_GROW = "one leader", "no act after the deadline
 ROBBED_S = 5.0
 """So soon a leader whose key or lease a stranger has deleted learns of it, unless something else is wrong."""
 
+_KNOWS_S = 3.0
+"""In so long a process that has started has seen the leader alive."""
+
 
 def leaders(history: History, holes: Sequence[str]) -> Iterator[Verdict]:
     """The three verdicts on terms."""
@@ -45,13 +48,18 @@ def _overlaps(history: History, told: Sequence[Term]) -> Iterator[Violation]:
 
 
 class _Exempt:
-    """What nobody can prevent: a leader that is robbed learns of it late, and so does one whose etcd is set back."""
+    """What nobody can prevent: a leader that is robbed learns of it late, and so does one whose etcd is set back.
+
+    Those who have seen it alive wait for it, but who comes later knows of nobody.
+    """
 
     def __init__(self, history: History) -> None:
         self._robberies: dict[Token, Fact] = {
             Token.parse(fact.more["token"]): fact for fact in history.facts if fact.what == Done.ROBBED
         }
         self._set_back_s = times(history.facts, Done.SET_BACK)
+        self._woken_s = times(history.facts, Done.WOKEN)
+        self._started_s = {fact.who: fact.at_s for fact in history.facts if fact.what == Done.STARTED}
         self._harms = harms(history)
         self._pauses = pauses(history)
         self._slots = slots(history)
@@ -61,9 +69,10 @@ class _Exempt:
         if any(term.first_s <= at_s <= later.first_s for at_s in self._set_back_s):
             return True
         robbed = self._robberies.get(term.token)
-        if robbed is None or robbed.at_s > later.first_s:
-            return False
-        return term.last_s <= robbed.at_s + ROBBED_S or self._is_hurt(term, robbed.at_s)
+        if robbed is not None and robbed.at_s <= later.first_s:
+            return term.last_s <= robbed.at_s + ROBBED_S or self._is_hurt(term, robbed.at_s)
+        robbed_s = (at_s for at_s in self._woken_s if term.first_s <= at_s <= later.first_s <= at_s + ROBBED_S)
+        return any(self._started_s.get(later.process, 0.0) > at_s - _KNOWS_S for at_s in robbed_s)
 
     def _is_hurt(self, term: Term, robbed_at_s: float) -> bool:
         """Whether it was hurt otherwise since it was robbed: it may have stood still, or been cut off."""

@@ -31,10 +31,12 @@ async def healed(stage: Stage) -> AsyncGenerator[None]:
     try:
         yield
     finally:
-        for member in stage.site.cluster.members:
-            if member.paused:
-                stage.note(Done.WOKEN, member.name)
-        await stage.site.heal()
+        try:
+            for member in stage.site.cluster.members:
+                if member.paused:
+                    stage.note(Done.WOKEN, member.name)
+        finally:
+            await stage.site.heal()
 
 
 def names(members: Sequence[Member]) -> str:
