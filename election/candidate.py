@@ -159,8 +159,8 @@ class Candidate:
 
         Returns after `leave`, or with `once` after the first term, the Loss of the last term (None: it had none).
         With `reraise` it does not stand again after work that failed, and raises its error once the key is released.
-        Cancelling it cancels and joins the work, releases the key within the call timeout of the client, and
-        raises CancelledError.
+        Cancelling it cancels and joins the work, hands over and releases the key, each within the call timeout of the
+        client, and raises CancelledError.
 
         Raises:
             EtcdError: when etcd cannot be used at the first attempt, RolledBack among them. Later such failures are
