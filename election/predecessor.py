@@ -107,6 +107,9 @@ class Predecessor:
         if self._watch.looks.value is None:
             return
         before, oldest = self._leader.value, self._watch.queue.oldest
+        found = None if before is None else self._watch.queue.get(before.key.encode())
+        if before is not None and found is not None and found.created == before.created:
+            return  # it holds its key, whatever a stranger has written there
         elected = oldest if oldest is not None and oldest.token is not None else None
         leader = None if elected is None or elected.lease == self.own_lease else elected
         if (before and before.created) != (leader and leader.created):
@@ -165,7 +168,7 @@ class Predecessor:
         From when its lease is known to be gone, its last renewal gives it one TTL at most, less its margin.
         """
         try:
-            if await self._has_stopped(robbed.leader):
+            if await self._has_stopped(robbed.leader) or await self._is_there(robbed.leader):
                 return
             logger.warning(
                 "%s: the key of %s has gone before its lease could have ended: nobody leads before it says that it "

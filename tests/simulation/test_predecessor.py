@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from election.etcd import txn
 from election.leadership import Campaigning, Leading
 from election.pb.etcd.kv_pb2 import Event
 from tests.fake.clock import virtual
@@ -111,6 +112,20 @@ async def test_the_work_of_who_was_robbed_is_waited_for_while_it_ends() -> None:
         for node in (a, b):
             node.candidate.leave()
         await asyncio.gather(standing_a, standing_b)
+
+
+@virtual
+async def test_a_leader_whose_record_a_stranger_has_written_keeps_its_lease() -> None:
+    """Its key is still there, and it leads on."""
+    here = world()
+    async with settled(here, "a", "b") as (stranger, [a, b]):
+        state = a.candidate.state
+        assert isinstance(state, Leading)
+        await stranger.client.txn([], [txn.put(KEYS.candidate(ELECTION, state.lease), b"else", keep_lease=True)])
+        await asyncio.sleep(2 * TTL_S)
+        assert a.candidate.is_leader
+        assert not b.candidate.is_leader
+    here.check_spans()
 
 
 @virtual
