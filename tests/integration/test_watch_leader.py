@@ -107,6 +107,7 @@ async def test_a_watch_goes_on_at_another_server_without_a_missed_term(store: St
 async def test_a_server_that_has_not_seen_it_says_that_terms_may_be_missing(store: Store, reign: Reign) -> None:
     """One that began after them; unless the same term goes on, which the client knows."""
     async with serving(store) as (server, _), dial(server.address) as client, watching(client) as events:
+        await told(events, 1)
         await reign.begin()
         seen = (await told(events, 2))[-1]
     checkpoint = events[-1].source.revision
