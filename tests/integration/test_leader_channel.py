@@ -554,6 +554,7 @@ async def test_a_leader_that_dies_is_unavailable_until_another_one_leads(
                 assert leader is not None
                 assert leader.token == token
                 assert await soon(stub.Put(b"2", wait_for_ready=True)) == b"b:2"
+                await leads(b, channel)
                 assert b.work.claims == [PassedOn(ELECTION, b.token)]
     finally:
         process.kill()
