@@ -81,6 +81,7 @@ class Predecessor:
                         group.create_task(self._wait_for(self._robbed.pop()))
             except Exception:
                 logger.exception("%s: following who leads has failed, and begins anew", self._who)
+                self._awaited.set(len(self._robbed))  # nobody waits for the others any more
                 await self._clock.sleep_s(_LOOK_S)
 
     async def stopped(self) -> None:

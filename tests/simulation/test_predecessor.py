@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 
-from election.etcd import txn
+from election.etcd import methods, txn
+from election.etcd.methods import Method
 from election.leadership import Campaigning, Leading
 from election.pb.etcd.kv_pb2 import Event
 from tests.fake.clock import virtual
@@ -177,5 +180,28 @@ async def test_who_is_robbed_and_leaves_says_that_it_has_stopped() -> None:
         await rob(stranger, a, "lease")
         a.candidate.leave()
         async with asyncio.timeout(1):
+            await leads(b)
+    here.check_spans()
+
+
+@virtual
+async def test_an_error_while_it_waits_is_told_and_keeps_nobody_from_leading(caplog: pytest.LogCaptureFixture) -> None:
+    """It follows who leads anew."""
+    here = world()
+    async with settled(here, "a", "b") as (stranger, [a, b]):
+        failed: list[str] = []
+
+        async def fail(_: int, method: Method[Any, Any], request: Message) -> None:
+            del request
+            if method.path == methods.LEASE_TIME_TO_LIVE.path and not failed:
+                failed.append(method.path)
+                raise RuntimeError("a mistake")
+
+        b.transport.before_call = fail
+        await asyncio.sleep(SETTLED_S)
+        assert "has failed, and begins anew" in caplog.text
+        a.transport.cut()
+        await rob(stranger, a, "lease")
+        async with asyncio.timeout(TTL_S + 2):
             await leads(b)
     here.check_spans()
