@@ -24,7 +24,7 @@ from election.etcd.client import EtcdClient, Repeat
 from election.etcd.lease import Lease, let_go, renewals
 from election.etcd.watch import Snapshot
 from election.handover import hand_over
-from election.keys import Keyspace
+from election.keys import Keyspace, ended_value
 from election.leadership import Campaigning, Leading, Leaving
 from election.machine import Machine
 from election.predecessor import Predecessor
@@ -117,10 +117,11 @@ class Attempt:
 
     async def _release(self, campaign: asyncio.Task[None], left: Leaving) -> None:
         """Deletes the key and ends the lease, within the call timeout of the client."""
-        give_up_at_s = self._clock.now_s() + self._client.config.call_timeout_s
+        config = self._client.config
+        give_up_at_s = self._clock.now_s() + config.call_timeout_s
         try:
             told = self._handed_over or await self._say_ended(left)
-            left_s = give_up_at_s - self._clock.now_s()
+            left_s = max(give_up_at_s - self._clock.now_s(), config.attempt_timeout_s)
             gone = await let_go(self._client, self._lease.id, whose=self._candidacy.who, timeout_s=left_s)
             if gone and not told:
                 await self._say_ended(left)
@@ -348,11 +349,11 @@ class Attempt:
         Whoever has seen the term alive, and its key go too early, waits for that, or for its deadline. A candidate that
         leaves may have been elected without having heard of it: then its key was written again.
         """
-        key, lease = self._candidacy.keyspace.ended(self._candidacy.election), f"{self._lease.id:x}".encode()
+        ended = txn.put(self._candidacy.keyspace.ended(self._candidacy.election), ended_value(self.key))
         try:
             await self._client.txn(
                 [] if left.token else [txn.rewritten(self.key)],
-                [txn.put(key, lease), txn.delete(self.key)],
+                [ended, txn.delete(self.key)],
                 [txn.delete(self.key)],
                 repeat=Repeat.SAFE,
                 timeout_s=self._client.config.attempt_timeout_s,

@@ -13,7 +13,7 @@ from dataclasses import replace
 from election.epoch import Epoch, encode_highest
 from election.etcd import txn
 from election.etcd.client import EtcdClient
-from election.keys import Keyspace
+from election.keys import Keyspace, ended_value
 from election.records import Candidate
 from election.token import Token
 
@@ -41,7 +41,7 @@ async def hand_over(
             *(txn.delete(each.key.encode()) for each in between),
             txn.put(heir.key.encode(), value, keep_lease=True),
             txn.put(keyspace.highest(heir.election), encode_highest(Token(epoch.number, heir.created))),
-            txn.put(keyspace.ended(heir.election), key.rpartition(b"/")[2]),
+            txn.put(keyspace.ended(heir.election), ended_value(key)),
         ],
     )
     return answer.succeeded

@@ -48,6 +48,11 @@ def range_end(prefix: bytes) -> bytes:
     return prefix[:-1] + bytes([prefix[-1] + 1])
 
 
+def ended_value(candidate: bytes) -> bytes:
+    """What `Keyspace.ended` holds for the term of a candidate with this key: its lease in hex."""
+    return candidate.rpartition(b"/")[2]
+
+
 def namespace_root(key: bytes) -> bytes | None:
     """The prefix of the namespace that a key is in; None for a key that is in none."""
     parts = key.split(b"/", 3)
@@ -157,11 +162,14 @@ class Keyspace:
 
     def highest(self, election: str) -> bytes:
         """The key of the election's last token, which stays when nobody stands."""
-        return self.root + b"highest/" + self.campaign_name(election)[len(self.campaigns) :]
+        return self._of_election(b"highest/", election)
 
     def ended(self, election: str) -> bytes:
-        """The key that names, in hex, the lease of the last term whose work is known to be over; it stays as well."""
-        return self.root + b"ended/" + self.campaign_name(election)[len(self.campaigns) :]
+        """The key that says of which term the work is known to be over, as `ended_value` has it; it stays as well."""
+        return self._of_election(b"ended/", election)
+
+    def _of_election(self, folder: bytes, election: str) -> bytes:
+        return self.root + folder + self.campaign_name(election)[len(self.campaigns) :]
 
     @property
     def agents(self) -> bytes:

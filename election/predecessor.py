@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from election.errors import AccessDenied, EtcdError, LeaseNotFound
 from election.etcd.client import EtcdClient
-from election.keys import Keyspace
+from election.keys import Keyspace, ended_value
 from election.published import Published
 from election.queue import QueueWatch, longest_silence_s
 from election.records import Candidate
@@ -194,7 +194,7 @@ class Predecessor:
                 said, _ = await self._client.get(self._keyspace.ended(leader.election))
         except (EtcdError, TimeoutError):
             return False
-        return said is not None and said.value == f"{leader.lease:x}".encode()
+        return said is not None and said.value == ended_value(leader.key.encode())
 
     async def _end(self, leader: Candidate) -> bool:
         """Ends the lease of who was robbed of its key alone, and might renew it for as long as it has not heard."""
