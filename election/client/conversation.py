@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from typing import Generic, cast
+from typing import Generic
 
-import grpc
 import grpc.aio
 
 from election.api.statuses import error_of
+from election.bidi import BidiCall
 from election.client.servers import ELSEWHERE, Req, Resp, Server, Servers, ServerUnavailable
 from election.errors import ElectionError
 
@@ -26,8 +25,9 @@ class Conversation(Generic[Req, Resp]):
     def __init__(self, servers: Servers, method: BothWays[Req, Resp]) -> None:
         self._servers = servers
         self._number, server = servers.present()
-        self._call = method(server)(metadata=servers.metadata())
-        server.line.carry(self._call)
+        call = method(server)(metadata=servers.metadata())
+        server.line.carry(call)
+        self._call = BidiCall(call)
 
     async def write(self, request: Req) -> None:
         """Sends one message."""
@@ -35,16 +35,13 @@ class Conversation(Generic[Req, Resp]):
             await self._call.write(request)
         except grpc.aio.AioRpcError as error:
             raise self._error_of(error) from None
-        except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:  # the call ended between two writes
-            raise self.failed(str(error)) from None
 
     async def read(self) -> Resp | None:
         """The next message, or None when the server has ended the call."""
         try:
-            message = await self._call.read()
+            return await self._call.read()
         except grpc.aio.AioRpcError as error:
             raise self._error_of(error) from None
-        return None if message is grpc.aio.EOF else cast("Resp", message)
 
     def cancel(self) -> None:
         """Ends the call; safe at any time, and more than once."""

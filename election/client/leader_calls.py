@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import grpc
 import grpc.aio
 
+from election.bidi import TrueStatus
 from election.channels import Line
 from election.client.leader_errors import LeaderChanged, NotSent
 from election.errors import ConfigError
@@ -68,6 +69,8 @@ class Course:
         self._deadline_s = None if timeout_s is None else self._loop.time() + timeout_s
         self._wait = wait
         self._begun: asyncio.Future[Any] = self._loop.create_future()
+        self.error: grpc.aio.AioRpcError | None = None
+        """What the call of `grpc.aio` has ended with, if there is one and it has not ended well; set before `ended`."""
         self.token: Token | None = None
         self.changed: LeaderChanged | None = None
         self.is_cancelled = False
@@ -104,7 +107,7 @@ class Course:
         except NotSent:
             raise
         except grpc.aio.AioRpcError as error:
-            raise await asyncio.shield(self.ended) or error from None
+            raise await asyncio.shield(self.ended) or self.error or error from None
         except asyncio.InvalidStateError:  # it was written to after its end
             if self.changed is None:
                 raise
@@ -117,14 +120,15 @@ class Course:
 
     async def _run(self) -> LeaderChanged | NotSent | None:
         try:
-            call = await self._begin()
+            status = await self._begin()
         except Exception as error:  # noqa: BLE001 (whoever waits for the call is told)
             self._begun.set_exception(error)
             self._begun.exception()  # and nobody has to wait
             return error if isinstance(error, NotSent) else None
-        return await self._why(call)
+        self.error = await status.error()
+        return await self._why()
 
-    async def _begin(self) -> Any:
+    async def _begin(self) -> TrueStatus:
         try:
             async with asyncio.timeout_at(self._deadline_s):
                 route = await self._routes.route(wait=self._wait)
@@ -135,19 +139,19 @@ class Course:
             ) from None
         self.token = route.leader.token
         call = self._start(route, self.left_s())
+        status = TrueStatus(call)
         route.line.carry(call)
         self._begun.set_result(call)
-        return call
+        return status
 
-    async def _why(self, call: grpc.aio.Call) -> LeaderChanged | None:
-        code = await call.code()
-        if code is grpc.StatusCode.OK or self.is_cancelled or self.token is None:
+    async def _why(self) -> LeaderChanged | None:
+        if self.error is None or self.is_cancelled or self.token is None:
             return None
         if self.changed is not None:
             return self.changed
-        if (highest := _highest(await call.trailing_metadata())) is not None and highest > self.token:
+        if (highest := _highest(self.error.trailing_metadata())) is not None and highest > self.token:
             return LeaderChanged(self._routes.election, self.token, highest)
-        if code not in _BROKEN_OFF:
+        if self.error.code() not in _BROKEN_OFF:
             return None
         try:
             async with asyncio.timeout(SETTLE_S):
@@ -203,9 +207,10 @@ class _Call(grpc.aio.Call):
         return await (await self._course.begun()).initial_metadata()
 
     async def trailing_metadata(self) -> Any:
-        if await self._error() and not self._course.is_begun:
-            return grpc.aio.Metadata()
-        return await (await self._course.begun()).trailing_metadata()
+        error = await self._error()
+        if self._course.error is not None:
+            return self._course.error.trailing_metadata()
+        return grpc.aio.Metadata() if error else await (await self._course.begun()).trailing_metadata()
 
     async def code(self) -> grpc.StatusCode:
         error = await self._error()
@@ -217,14 +222,14 @@ class _Call(grpc.aio.Call):
         error = await self._error()
         if self._course.ended.cancelled():
             return "cancelled before it was sent"
-        return str(error) if error else await (await self._course.begun()).details()
+        return (error.details() or "") if error else await (await self._course.begun()).details()
 
     async def wait_for_connection(self) -> None:
         await self._course.within(lambda call: call.wait_for_connection())
 
-    async def _error(self) -> LeaderChanged | NotSent | None:
+    async def _error(self) -> grpc.aio.AioRpcError | None:
         await asyncio.wait({self._course.ended})
-        return None if self._course.ended.cancelled() else self._course.ended.result()
+        return None if self._course.ended.cancelled() else self._course.ended.result() or self._course.error
 
 
 class _Answered(_Call):
@@ -238,7 +243,12 @@ class _Answered(_Call):
 
 class _Streamed(_Call):
     async def read(self) -> Any:
-        return await self._course.within(lambda call: call.read())
+        try:
+            return await self._course.within(lambda call: call.read())
+        except grpc.aio.AioRpcError:
+            if await self._error() is None:
+                return grpc.aio.EOF
+            raise
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self._messages()

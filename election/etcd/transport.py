@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Generic, Protocol, TypeVar
 
 import grpc
 import grpc.aio
 
+from election.bidi import BidiCall
 from election.channels import Channels
 from election.clock import Clock
 from election.config import EtcdConfig
@@ -133,23 +133,20 @@ class GrpcTransport:
 
 
 class _GrpcStream(Generic[Req, Resp]):
-    def __init__(self, call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
-        self._call = call
+    def __init__(self, call: grpc.aio.StreamStreamCall[Req, Resp]) -> None:
+        self._call = BidiCall(call)
 
     async def write(self, request: Req) -> None:
         try:
             await self._call.write(request)
         except grpc.aio.AioRpcError as error:
             raise _failed(error) from None
-        except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:  # the call ended between two writes
-            raise RpcFailed(grpc.StatusCode.UNAVAILABLE, str(error)) from None
 
     async def read(self) -> Resp | None:
         try:
-            message = await self._call.read()
+            return await self._call.read()
         except grpc.aio.AioRpcError as error:
             raise _failed(error) from None
-        return None if message is grpc.aio.EOF else cast("Resp", message)
 
     def cancel(self) -> None:
         self._call.cancel()

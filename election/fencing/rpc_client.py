@@ -30,7 +30,8 @@ def aio_client_fence(term: Claim) -> list[grpc.aio.ClientInterceptor]:
     """As `client_fence`, for the channels of `grpc.aio`, which want one interceptor for each kind of call.
 
     A call that is broken off in the middle of its request stream raises CancelledError, as gRPC does there. And a
-    refusal that arrives while a request is written can show as INTERNAL (grpc #36066).
+    refusal that arrives while a request is written can show as INTERNAL (grpc #36066);
+    `election.bidi.TrueStatus` tells what it was.
     """
     return [_UnaryUnary(term), _UnaryStream(term), _StreamUnary(term), _StreamStream(term)]
 

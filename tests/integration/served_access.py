@@ -24,6 +24,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc import StatusCode
 
 from election.api.statuses import reason_in
+from election.bidi import TrueStatus
 from election.config import TlsConfig
 from election.errors import ViewStale
 from election.pb.election.v1 import election_pb2 as pb
@@ -125,6 +126,7 @@ class Caller:
     async def call(self, path: str, request: Any = None, *, timeout_s: float | None = WAIT_S) -> Outcome:
         """Calls a method of ours and reads one message; OK when there is one."""
         call = self.start(path, request, timeout_s=timeout_s)
+        status = TrueStatus(call)
         try:
             async with asyncio.timeout(WAIT_S):
                 message = await (call.read() if METHODS[path].server_streaming else call)
@@ -132,7 +134,7 @@ class Caller:
                     return Outcome(await call.code())
                 return Outcome(StatusCode.OK)
         except grpc.aio.AioRpcError as error:
-            return outcome(error)
+            return outcome(await status.error() or error)
         finally:
             call.cancel()
 

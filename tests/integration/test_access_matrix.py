@@ -14,6 +14,7 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc  # type: ignore[import-untyped]
 
+from election.bidi import TrueStatus
 from election.config import TlsConfig
 from election.server.access.bearer import JwtConfig
 from election.server.access.gate import AccessConfig
@@ -141,10 +142,11 @@ async def is_healthy(caller: Caller) -> Outcome:
 
 async def first_of(call: Any) -> Outcome:
     """How a raw stream begins."""
+    status = TrueStatus(call)
     try:
         await call.read()
     except grpc.aio.AioRpcError as error:
-        return outcome(error)
+        return outcome(await status.error() or error)
     finally:
         call.cancel()
     return Outcome(StatusCode.OK)

@@ -16,6 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
 
 from election.agent_records import AgentState
+from election.bidi import BidiCall
 from election.client import dial
 from election.dev.etcd import EtcdCluster
 from election.errors import PermissionDenied
@@ -85,13 +86,13 @@ async def test_an_agent_holds_a_session_under_its_own_id_alone(site: Site) -> No
     async with calling(site.server.port, site.authority.sign("agent-7")) as caller:
         agents = services.AgentsStub(caller.channel)
         for other in ("agent-8", "agent-77", "agents/agent-8"):
-            call = agents.Session()
+            call = BidiCall(agents.Session())
             await call.write(opening(other))
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await call.read()
             refused = outcome(raised.value)
             assert (refused.code, refused.reason) == (StatusCode.PERMISSION_DENIED, "NOT_YOUR_AGENT")
-        call = agents.Session()
+        call = BidiCall(agents.Session())
         await call.write(opening("agents/agent-7"))
         opened = await call.read()
         assert isinstance(opened, pb.SessionResponse)
@@ -141,7 +142,7 @@ async def test_what_an_operator_does_has_its_name(site: Site, caplog: pytest.Log
     """In etcd and in the log; an agent may not do it, not even to itself."""
     caplog.set_level(logging.INFO, "election.audit")
     async with calling(site.server.port, site.authority.sign("agent-7")) as caller:
-        call = services.AgentsStub(caller.channel).Session()
+        call = BidiCall(services.AgentsStub(caller.channel).Session())
         await call.write(opening("agent-7"))
         await call.read()
         with pytest.raises(grpc.aio.AioRpcError) as raised:

@@ -17,6 +17,7 @@ import grpc.aio
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from election.bidi import BidiCall
 from election.client import Client, dial
 from election.client.candidate import RemoteCandidate
 from election.client.servers import ServerUnavailable
@@ -173,7 +174,7 @@ async def test_a_server_that_is_interrupted_twice_holds_the_key_for_as_long_as_i
     async with AsyncExitStack() as stack:
         process, address = await stack.enter_async_context(served(store))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
-        call: Any = services.ElectionsStub(channel).Campaign()
+        call: Any = BidiCall(services.ElectionsStub(channel).Campaign())
         sent_s = asyncio.get_running_loop().time()
         await call.write(stand(ttl=Duration(seconds=10)))
         while (answer := await soon(call.read())).state != State.STATE_LEADING:
@@ -194,7 +195,7 @@ async def test_a_call_that_was_there_before_the_server_ends_stands_no_more(store
         server = GrpcServer(view, port=0, store=store)
         await server.__aenter__()
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address))
-        call = services.ElectionsStub(channel).Campaign()
+        call = BidiCall(services.ElectionsStub(channel).Campaign())
         await asyncio.sleep(0.2)
         ending = asyncio.create_task(server.__aexit__(None, None, None))
         await asyncio.sleep(0)
@@ -223,12 +224,12 @@ async def test_a_call_that_was_there_before_the_server_ends_stands_no_more(store
 async def test_what_cannot_be_is_refused_with_what_is_wrong(store: Store, messages: list[Request], why: str) -> None:
     """INVALID_ARGUMENT, and nobody stands any more."""
     async with serving(store) as server, grpc.aio.insecure_channel(server.address) as channel:
-        call = services.ElectionsStub(channel).Campaign()
+        call = BidiCall(services.ElectionsStub(channel).Campaign())
         with pytest.raises(grpc.aio.AioRpcError) as raised:  # noqa: PT012 (any of the messages may be refused)
             for message in messages:
                 await call.write(message)
                 await asyncio.sleep(0.05)
-            while await soon(call.read()) is not grpc.aio.EOF:
+            while await soon(call.read()) is not None:
                 pass
         assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert why in (raised.value.details() or "")

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from threading import Event
 from typing import Any, TypeVar
@@ -458,7 +459,13 @@ async def test_a_fence_that_has_seen_a_later_token_tells_the_new_leader(world: W
         interceptors = aio_client_fence(PassedOn(ELECTION, later))
         async with grpc.aio.insecure_channel(a.address, interceptors=interceptors) as direct:
             assert await soon(Stub(direct).Put(b"2")) == b"a:2"
-        for call in (Stub(channel).Put(b"3"), drained(Stub(channel).Tail(b"3"))):
+        stub = Stub(channel)
+        for call in (
+            stub.Put(b"3"),
+            drained(stub.Tail(b"3")),
+            stub.Upload(repeat(b"3")),  # the refusal meets a write, which grpc.aio takes for the failure
+            drained(stub.Chat(repeat(b"3"))),
+        ):
             error = await raised_by(call)
             assert isinstance(error, LeaderChanged)
             assert (error.old, error.new) == (a.token, later)

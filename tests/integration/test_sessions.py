@@ -18,6 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
 
 from election.api.statuses import reason_in
+from election.bidi import BidiCall
 from election.collector import Collector
 from election.config import AgentConfig, CollectorConfig
 from election.dev.etcd import EtcdCluster
@@ -62,14 +63,17 @@ class Raw:
     call: Any
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
+    def __post_init__(self) -> None:
+        self.messages: BidiCall[pb.SessionRequest, pb.SessionResponse] = BidiCall(self.call)
+
     async def say(self, **action: Any) -> int:
         sequence: int = next(self.numbers)
-        await self.call.write(pb.SessionRequest(sequence=sequence, **action))
+        await self.messages.write(pb.SessionRequest(sequence=sequence, **action))
         return sequence
 
     async def hear(self) -> pb.SessionResponse:
         async with asyncio.timeout(WAIT_S):
-            message = await self.call.read()
+            message = await self.messages.read()
         assert isinstance(message, pb.SessionResponse), "the stream has ended"
         return message
 
@@ -93,13 +97,13 @@ class Raw:
 
     async def _drain(self) -> None:
         async with asyncio.timeout(WAIT_S):
-            while await self.call.read() is not grpc.aio.EOF:
+            while await self.messages.read() is not None:
                 pass
 
     async def is_over(self) -> bool:
         """Whether the server has ended it, and without an error."""
         async with asyncio.timeout(WAIT_S):
-            return await self.call.read() is grpc.aio.EOF
+            return await self.messages.read() is None
 
 
 @dataclass
@@ -372,7 +376,7 @@ async def test_messages_out_of_order_end_the_stream(apis: list[Api]) -> None:
         pb.SessionRequest(sequence=1, renew=pb.SessionRequest.Renew()),
     ):
         raw, _ = await apis[0].opened(mine)
-        await raw.call.write(message)
+        await raw.messages.write(message)
         assert await raw.refused() == (StatusCode.INVALID_ARGUMENT, "BAD_REQUEST")
     assert (await apis[0].opened(mine))[1].resumed
 

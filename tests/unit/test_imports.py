@@ -24,6 +24,7 @@ ORDER = (
     "credentials",
     "bearer",
     "channels",
+    "bidi",
     "fields",
     "records",
     "agent_records",
