@@ -22,6 +22,7 @@ from election.errors import ElectionError
 from election.pb.election.v1 import election_pb2_grpc as services
 from election.pb.election.v1 import error_reason_pb2 as reasons
 from election.reader import MAX_AGE_S
+from election.unreachable import reason_in_one_line
 
 Req = TypeVar("Req")
 Resp = TypeVar("Resp")
@@ -217,7 +218,7 @@ class Servers:
     def failed(self, number: int, why: str) -> ServerUnavailable:
         """The error for a server that does not do what it has to; the next one is asked from now on."""
         self._avoid(number)
-        return ServerUnavailable(f"the server at {self.addresses[number]} cannot answer: {_line(why)}")
+        return ServerUnavailable(f"the server at {self.addresses[number]} cannot answer: {reason_in_one_line(why)}")
 
     @property
     def _silent(self) -> str:
@@ -239,9 +240,6 @@ class Servers:
 
     def _unavailable(self, number: int, why: str) -> ServerUnavailable:
         others = f", and neither can the other {len(self.addresses) - 1}" if len(self.addresses) > 1 else ""
-        return ServerUnavailable(f"the server at {self.addresses[number]} cannot answer{others}: {_line(why)}")
-
-
-def _line(why: str) -> str:
-    line = " ".join(why.split())
-    return line if len(line) <= 300 else line[:297] + "..."
+        return ServerUnavailable(
+            f"the server at {self.addresses[number]} cannot answer{others}: {reason_in_one_line(why)}"
+        )

@@ -23,6 +23,7 @@ from election.errors import (
 )
 from election.etcd.transport import RpcFailed
 from election.keys import namespace_root
+from election.unreachable import reason_in_one_line
 
 
 class Remedy(Enum):
@@ -77,16 +78,6 @@ _NOT_PERMITTED = "etcdserver: permission denied"
 _NOT_AUTHENTICATED = "etcdserver: authentication failed"
 _NO_USERS = "etcdserver: authentication is not enabled"
 _DENIED = (_NOT_PERMITTED, _NOT_AUTHENTICATED, _NO_USERS)
-_CONNECTIONS = (
-    ("CERTIFICATE_VERIFY_FAILED", "its certificate is not from our CA, or is for another name: check --cacert"),
-    ("WRONG_VERSION_NUMBER", "it does not speak TLS: leave out https:// and the TLS files"),
-    ("ALERT_BAD_CERTIFICATE", "it refused the client certificate, which may have expired: check --cert and --key"),
-    ("ALERT_CERTIFICATE_EXPIRED", "it refused the client certificate, which has expired: replace --cert and --key"),
-    ("ALERT_UNKNOWN_CA", "it refused the client certificate, which is not from its CA: check --cert and --key"),
-    ("TSI_DATA_CORRUPTED", "it refused the TLS handshake: it may want a client certificate: check --cert and --key"),
-    ("Socket closed", "it closes the connection: only one side speaks TLS: check https:// and --cacert"),
-    ("Connection refused", "connection refused: nothing listens there"),
-)
 _UNDECIDED_CODES = {
     StatusCode.UNAVAILABLE,
     StatusCode.DEADLINE_EXCEEDED,
@@ -122,7 +113,7 @@ def error_from(failure: RpcFailed, asked: Asked, *, wrote: bool) -> EtcdError:
     if "required revision has been compacted" in text:
         return Compacted("etcd has compacted the revision asked for", compact_revision=0)
     if "message larger than max" in text:  # gRPC's own words, from this end of the call
-        return AnswerTooLarge(f"the answer of etcd at {member} is too large: {_reason(text)}")
+        return AnswerTooLarge(f"the answer of etcd at {member} is too large: {reason_in_one_line(text)}")
     if "database space exceeded" in text:
         return NoSpace(
             f"etcd at {member} is full (NOSPACE alarm): nothing can be written or elected until somebody compacts "
@@ -133,10 +124,12 @@ def error_from(failure: RpcFailed, asked: Asked, *, wrote: bool) -> EtcdError:
     if _undecided(failure):
         indefinite = wrote and remedy_for(failure) is Remedy.OTHER_MEMBER
         hint = " (it may have written all the same)" if indefinite else ""
-        return EtcdUnavailable(f"etcd at {member} cannot be reached or has no quorum: {_reason(text)}{hint}",
+        return EtcdUnavailable(f"etcd at {member} cannot be reached or has no quorum: {reason_in_one_line(text)}{hint}",
                                indefinite=indefinite)  # fmt: skip
     known = code is not StatusCode.UNKNOWN or text.startswith(_REFUSALS)
-    return EtcdError(f"etcd at {member} refused the call: {code.name}: {_reason(text)}", indefinite=wrote and not known)
+    return EtcdError(
+        f"etcd at {member} refused the call: {code.name}: {reason_in_one_line(text)}", indefinite=wrote and not known
+    )
 
 
 def _refusal(text: str, asked: Asked) -> str:
@@ -149,7 +142,7 @@ def _refusal(text: str, asked: Asked) -> str:
     if _NOT_AUTHENTICATED in text:
         return f"{user} does not exist there, or the password is wrong"
     if _NOT_PERMITTED not in text:
-        return f"{user}: {_reason(text)}"
+        return f"{user}: {reason_in_one_line(text)}"
     keys = list(dict.fromkeys(key.decode(errors="replace") for key in asked.keys))
     if not keys:
         return f"{user} has no permission for this, or for a key of this lease"
@@ -168,14 +161,3 @@ def _undecided(failure: RpcFailed) -> bool:
 
 def _has(text: str, needles: tuple[str, ...]) -> bool:
     return any(needle in text for needle in needles)
-
-
-def _reason(text: str) -> str:
-    """One line of at most 200 characters; for a connection that could not be made, what to do about it."""
-    cause = text.rpartition("last error: ")[2]
-    if "failed to connect" in text:
-        for sign, advice in _CONNECTIONS:
-            if sign in cause:
-                return advice
-    line = " ".join(cause.split())
-    return line if len(line) <= 200 else line[:197] + "..."

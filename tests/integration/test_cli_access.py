@@ -67,7 +67,11 @@ async def test_serve_lets_in_who_has_the_token(cli: Cli, tmp_path: Path) -> None
         (await cli.run(*asked, *certificate)).assert_fails(
             "this needs the role reader, and the policy gives cert:client"
         )
-        (await cli.run(*asked, "--token-file", str(held))).assert_fails("cannot answer")
+        (await cli.run(*asked, "--token-file", str(held))).assert_fails("it wants a client certificate")
+        (await cli.run(*asked[:5])).assert_fails("only one side speaks TLS")
+        strange = Authority.make(tmp_path, "stranger").certificate
+        mistaken = await cli.run(*asked[:5], "--cacert", str(strange), *certificate)
+        mistaken.assert_fails("its certificate is not from our CA, or is for another name: check --cacert")
         held.write_text("election_wrong")
         wrong = await cli.run(*asked, *certificate, "--token-file", str(held))
         wrong.assert_fails("the bearer token is not, or not any more, among those")

@@ -25,6 +25,7 @@ ORDER = (
     "bearer",
     "channels",
     "bidi",
+    "unreachable",
     "fields",
     "records",
     "agent_records",
