@@ -166,6 +166,9 @@ async def ask_to_reap(client: EtcdClient, keyspace: Keyspace, agent: str, *, by:
             if not error.indefinite:
                 await _void(client, agent, lease)
             raise
+        except asyncio.CancelledError:  # it may have been written, and nobody waits for it
+            await _void(client, agent, lease)
+            raise
         if answer.succeeded:
             return ReapAsked(request, lease, answer.header.revision)
         await _void(client, agent, lease)

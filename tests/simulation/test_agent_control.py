@@ -312,6 +312,26 @@ async def test_a_request_that_nobody_acts_on_is_withdrawn() -> None:
         assert (await machine.client.get(KEYS.reap_request(W)))[0] is None
 
 
+@virtual
+async def test_a_request_whose_asker_goes_before_the_answer_is_there_is_withdrawn() -> None:
+    """It was written, and the asker does not know it."""
+    async with world().machine() as machine:
+        await die(machine)
+        asking = asyncio.create_task(ask_to_reap(machine.client, KEYS, W, by="ann"))
+
+        async def go(_: int, method: Method[Any, Any], answer: Message) -> None:
+            if method.path == TXN.path and (await machine.client.get(KEYS.reap_request(W)))[0] is not None:
+                machine.transport.after_call = None
+                asking.cancel()
+                await asyncio.sleep(0)
+
+        machine.transport.after_call = go
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert machine.transport.after_call is None
+        assert (await machine.client.get(KEYS.reap_request(W)))[0] is None
+
+
 # --- restore ---------------------------------------------------------------------------------------------------------
 
 VALUES = {"binary": bytes(range(256)), "empty": b"", "task": b"x"}
