@@ -51,7 +51,7 @@ class AgentWatch:
             # Nothing is awaited between the registration and the end of these lines: they are of one revision.
             present = {agent.id: agent for agent in self.mirror.model.present()}
             missed = () if after is None else self.mirror.model.kept_after(after)
-            revision, as_of_s = self.mirror.revision, self.mirror.heard_at_s
+            revision, as_of_s = self.mirror.revision, self.mirror.as_of_s
             if is_reset:
                 yield AgentEvent(AgentEventKind.RESET, None, self.mirror.source(after))
             async with aclosing(self._reaped(missed, present, as_of_s)) as reaped:

@@ -22,7 +22,6 @@ from election.errors import AccessDenied, ElectionError, EtcdError, EtcdUnavaila
 from election.etcd import txn
 from election.etcd.client import EtcdClient, Repeat
 from election.etcd.lease import Lease, let_go, renewals
-from election.etcd.watch import Snapshot
 from election.handover import hand_over
 from election.keys import Keyspace, ended_value
 from election.leadership import Campaigning, Leading, Leaving
@@ -338,7 +337,7 @@ class Attempt:
                     self._handed_over = True
                     return
                 listed = await self._client.list(keyspace.campaign(election))
-                waiting = Queue.of(election, Snapshot.of(listed)).behind(left.token.revision)
+                waiting = Queue.of(election, listed.kvs).behind(left.token.revision)
                 await self._renew_epoch(listed.header.revision)
         except ElectionError as error:
             logger.warning("%s: the leadership could not be handed over: %s", self._candidacy.who, error)

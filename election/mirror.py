@@ -69,7 +69,7 @@ class Mirror:
         self.model = Model()
         self.cluster_id = 0
         self.revision = 0
-        self.heard_at_s = float("-inf")
+        self.as_of_s = float("-inf")
         self.listed = asyncio.Event()
         self.times_set_back = 0
         self._client = client
@@ -104,7 +104,7 @@ class Mirror:
 
         It is no less, and at most a step more, so that answers to many are the same one.
         """
-        age_s = self._client.clock.now_s() - (self.heard_at_s if as_of_s is None else as_of_s)
+        age_s = self._client.clock.now_s() - (self.as_of_s if as_of_s is None else as_of_s)
         return max(math.ceil(age_s * _AGES_PER_S) / _AGES_PER_S, 0.0) if self.listed.is_set() else age_s
 
     async def reach(self, revision: int) -> None:
@@ -159,7 +159,7 @@ class Mirror:
             return known
         leader = self.model.leader(election)
         kind = leader_change(None, leader) if after is None else LeaderEventKind.RESET
-        return (Applied(LeaderEvent(kind, leader, self._source_now()), self.heard_at_s),)
+        return (Applied(LeaderEvent(kind, leader, self._source_now()), self.as_of_s),)
 
     def _heartbeat(self, after: int | None) -> LeaderEvent:
         """Nothing has happened, nor up to the revision after which a watch goes on, which this mirror has reached.
@@ -168,7 +168,7 @@ class Mirror:
         """
         source = replace(self._source_now(), revision=max(self.revision, after or 0))
         if self._beat.event.source != source:
-            self._beat = Applied(LeaderEvent(LeaderEventKind.HEARTBEAT, None, source), self.heard_at_s)
+            self._beat = Applied(LeaderEvent(LeaderEventKind.HEARTBEAT, None, source), self.as_of_s)
         return self._dated_leader(self._beat, is_newest=True)
 
     def agent_events(self) -> Reading[Applied[AgentEvent] | None]:
@@ -184,7 +184,7 @@ class Mirror:
             try:
                 async with aclosing(follow(self._client, self._prefix, backoff)) as items:
                     async for item in items:
-                        self.heard_at_s = self._client.clock.now_s()
+                        self.as_of_s = max(item.as_of_s, self.as_of_s)
                         self._take(item)
             except EtcdError as error:
                 if not self.listed.is_set():
@@ -220,8 +220,8 @@ class Mirror:
             self._tell_leader(election, before.leader(election))
         for election in self._leaders.keys() - unbroken:
             reset = LeaderEvent(LeaderEventKind.RESET, self.model.leader(election), self._source_now())
-            self._leaders[election].set(Applied(reset, self.heard_at_s))
-        self._agents.set(Applied(AgentEvent(AgentEventKind.RESET, None, self._source_now()), self.heard_at_s))
+            self._leaders[election].set(Applied(reset, self.as_of_s))
+        self._agents.set(Applied(AgentEvent(AgentEventKind.RESET, None, self._source_now()), self.as_of_s))
 
     def _change(self, revision: int, events: list[KvEvent]) -> None:
         """Applies all events of one revision, and then tells what they amount to."""
@@ -246,7 +246,7 @@ class Mirror:
         after = self.model.leader(election)
         if after == before:
             return
-        event = Applied(LeaderEvent(leader_change(before, after), after, self._source_now()), self.heard_at_s)
+        event = Applied(LeaderEvent(leader_change(before, after), after, self._source_now()), self.as_of_s)
         self._history.add(election, event)
         if (watched := self._leaders.get(election)) is not None:
             watched.set(event)
@@ -268,7 +268,7 @@ class Mirror:
                 told.append(vanished_event(agent, source))
         for complete, event in complete_up_to((self.revision, event) for event in told):
             event = replace(event, source=replace(source, revision=complete))
-            self._agents.set(Applied(event, self.heard_at_s))
+            self._agents.set(Applied(event, self.as_of_s))
 
     def _source_now(self) -> Source:
         """What is told now; its age is said when it is told to somebody."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Self
@@ -15,6 +15,7 @@ from election.etcd.client import EtcdClient
 from election.etcd.watch import Changes, Snapshot, follow
 from election.keys import Keyspace
 from election.pb.etcd.kv_pb2 import Event as KvEvent
+from election.pb.etcd.kv_pb2 import KeyValue
 from election.published import Published
 from election.records import Candidate
 from election.token import Token
@@ -32,15 +33,15 @@ class Queue:
         self._candidates: dict[bytes, Candidate] = {}
 
     @classmethod
-    def of(cls, election: str, snapshot: Snapshot) -> Self:
+    def of(cls, election: str, kvs: Iterable[KeyValue]) -> Self:
         """The queue that a list shows."""
         queue = cls(election)
-        queue.replace(snapshot)
+        queue.replace(kvs)
         return queue
 
-    def replace(self, snapshot: Snapshot) -> None:
+    def replace(self, kvs: Iterable[KeyValue]) -> None:
         """Begins anew from a list."""
-        self._candidates = {kv.key: Candidate.of(self._election, kv) for kv in snapshot.kvs}
+        self._candidates = {kv.key: Candidate.of(self._election, kv) for kv in kvs}
 
     def change(self, changes: Changes) -> None:
         """Applies what happened."""
@@ -152,7 +153,7 @@ class QueueWatch:
         self.heard_at_s = self._client.clock.now_s()
         if isinstance(item, Snapshot):
             before = self.looks.value
-            self.queue.replace(item)
+            self.queue.replace(item.kvs)
             self.looks.set(Look(item.revision, before is not None and item.revision < before.revision))
         elif isinstance(item, Changes) and self.looks.value is not None:
             self.queue.change(item)

@@ -18,7 +18,7 @@ from election.records import Candidate, Election, Leader
 from election.token import Token
 
 MAX_AGE_S = 10.0
-"""A view that has not heard from etcd for this long answers nothing any more."""
+"""A view that is older than this answers nothing any more."""
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -31,9 +31,9 @@ class Source:
     An event has the age that it has when it is told, or sent by a server. One that is told while newer ones wait behind
     it is as old as what was known when it was seen; what was reaped before a watch began, as old as the watch.
 
-    A member of etcd that has lost the others misses its leader after one to two election timeouts, and ends watches
-    after three more; until then it says that nothing happens. So the answer can be some 5 s older than it says, at
-    etcd's defaults.
+    It is no older than that, also where a network, a member of etcd that lags behind or a pause of the process has held
+    something up: the age counts from when a linearizable read of etcd began, as far as which everything was delivered.
+    In etcd before 3.4.25 and 3.5.8 a watch can say that it has delivered what it has not yet (#15220).
     """
 
     cluster_id: int

@@ -3,11 +3,16 @@
 No event is ever skipped or delivered twice: a watch resumes at the last delivered event's revision + 1, and never
 at the revision of an answer's header, which may be ahead of the events (etcd #15220). When the revision to resume
 at has been compacted, the reader is told to begin again from a list.
+
+When something arrives says nothing of how fresh it is: a network or a pause of this process may have held it up, and
+so may a member that lags behind. So etcd is read once a beat, and what has come as far as etcd was then is known to be
+complete up to the moment when that read began.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -39,12 +44,9 @@ class Snapshot:
     revision: int
     cluster_id: int
     kvs: tuple[kv.KeyValue, ...]
+    as_of_s: float
+    """When the list began: what had happened by then is in it. By the client's clock, as in what follows."""
     set_back: bool = False
-
-    @classmethod
-    def of(cls, listed: rpc.RangeResponse, *, set_back: bool = False) -> Snapshot:
-        """What a list has brought."""
-        return cls(listed.header.revision, listed.header.cluster_id, tuple(listed.kvs), set_back)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +55,21 @@ class Changes:
 
     revision: int
     events: tuple[kv.Event, ...]
+    as_of_s: float
+    """What had happened by then has been delivered with this, at the latest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The watch is alive: everything that had happened when this was sent has been delivered.
+    """Nothing has happened up to `revision` that was not delivered.
 
-    `revision` is where etcd said it was. A watch must not resume there, since etcd before 3.4.25 and 3.5.8 could send
-    one that was ahead of the events (#15220).
+    A watch must not resume there, since etcd before 3.4.25 and 3.5.8 could say one that was ahead of the events
+    (#15220).
     """
 
     revision: int
+    as_of_s: float
+    """What had happened by then has been delivered."""
 
 
 async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGenerator[Snapshot | Changes | Heard]:
@@ -78,6 +84,7 @@ async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGe
     """
     begun = set_back = False
     while True:
+        began_s = client.clock.now_s()
         try:
             listed = await list_all(client, prefix)
         except (EtcdUnavailable, Compacted):
@@ -87,10 +94,11 @@ async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGe
             continue
         begun = True
         backoff.reset()
-        yield Snapshot.of(listed, set_back=set_back)
+        header = listed.header
+        yield Snapshot(header.revision, header.cluster_id, tuple(listed.kvs), began_s, set_back)
         try:
-            header = listed.header
-            async with aclosing(watch(client, prefix, header.revision + 1, backoff, header.raft_term)) as items:
+            changes = watch(client, prefix, header.revision + 1, backoff, header.raft_term, began_s)
+            async with aclosing(changes) as items:
                 async for item in items:
                     yield item
         except Compacted:
@@ -100,10 +108,42 @@ async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGe
             await client.clock.sleep_s(backoff.next_s())
 
 
+class _Known:
+    """How far a watch has come, and until when everything is known."""
+
+    def __init__(self, revision: int, as_of_s: float) -> None:
+        self.revision = revision
+        self.as_of_s = as_of_s
+        self._reads: deque[tuple[float, int]] = deque()  # when they began, and where etcd was; not yet reached
+
+    def reach(self, revision: int) -> None:
+        """Everything up to a revision has been delivered."""
+        self.revision = max(self.revision, revision)
+        while self._reads and self._reads[0][1] <= self.revision:
+            self.as_of_s, _ = self._reads.popleft()
+
+    def note(self, began_s: float, revision: int) -> bool:
+        """Etcd was at a revision when a read began; whether that has been reached."""
+        self._reads.append((began_s, revision))
+        self.reach(self.revision)
+        return not self._reads
+
+    def is_overdue(self, revision: int, since_s: float) -> bool:
+        """Whether etcd was further than a revision by a moment."""
+        return bool(self._reads) and self._reads[0][0] <= since_s and self._reads[0][1] > revision
+
+
 async def watch(
-    client: EtcdClient, prefix: bytes, start_revision: int, backoff: Backoff, raft_term: int = 0
+    client: EtcdClient,
+    prefix: bytes,
+    start_revision: int,
+    backoff: Backoff,
+    raft_term: int = 0,
+    as_of_s: float = float("-inf"),
 ) -> AsyncGenerator[Changes | Heard]:
     """Yields every event under a prefix from a revision on, across the loss of members.
+
+    Everything before that revision is known as of `as_of_s`.
 
     Raises:
         Compacted: when the next event's revision is gone.
@@ -111,6 +151,7 @@ async def watch(
             restored, and what was known of it may never be contradicted by an event; or the member lags behind.
         EtcdError: for what will not pass by itself.
     """
+    known = _Known(start_revision - 1, as_of_s)
     next_revision = start_revision
     doubted = False
     while True:
@@ -120,7 +161,7 @@ async def watch(
             await client.clock.sleep_s(backoff.next_s())
             continue
         try:
-            async with aclosing(_read(client, stream, prefix, next_revision, raft_term)) as items:
+            async with aclosing(_read(client, stream, prefix, next_revision, raft_term, known)) as items:
                 async for item in items:
                     if isinstance(item, Changes):
                         next_revision = item.revision + 1
@@ -140,7 +181,7 @@ async def watch(
 
 
 async def _read(
-    client: EtcdClient, stream: _Watch, prefix: bytes, start_revision: int, raft_term: int
+    client: EtcdClient, stream: _Watch, prefix: bytes, start_revision: int, raft_term: int, known: _Known
 ) -> AsyncGenerator[Changes | Heard]:
     """Reads one stream until it ends or falls silent."""
     # From the revision before, which is known to be there: etcd since 3.5.22 and 3.6.2 answers no progress request
@@ -149,8 +190,11 @@ async def _read(
         key=prefix, range_end=range_end(prefix), start_revision=max(start_revision - 1, 1), fragment=True
     )
     fragments: list[kv.Event] = []
-    async with aclosing(_answers(client, stream, prefix, rpc.WatchRequest(create_request=create))) as answers:
+    async with aclosing(_answers(client, stream, prefix, rpc.WatchRequest(create_request=create), known)) as answers:
         async for answer in answers:
+            if answer is None:
+                yield Heard(known.revision, known.as_of_s)
+                continue
             client.note(answer)
             if answer.canceled:
                 raise _refusal(answer)
@@ -163,49 +207,58 @@ async def _read(
             if answer.fragment or answer.created:  # a new watch may still have to catch up
                 continue
             if fragments:
-                yield Changes(fragments[-1].kv.mod_revision, tuple(fragments))
+                known.reach(fragments[-1].kv.mod_revision)
+                yield Changes(fragments[-1].kv.mod_revision, tuple(fragments), known.as_of_s)
                 fragments = []
             elif not answer.events:
-                yield Heard(answer.header.revision)
+                known.reach(answer.header.revision)
+                yield Heard(answer.header.revision, known.as_of_s)
 
 
 async def _answers(
-    client: EtcdClient, stream: _Watch, prefix: bytes, create: rpc.WatchRequest
-) -> AsyncGenerator[rpc.WatchResponse]:
+    client: EtcdClient, stream: _Watch, prefix: bytes, create: rpc.WatchRequest, known: _Known
+) -> AsyncGenerator[rpc.WatchResponse | None]:
     """Everything that comes, until the stream ends, stays silent though it was asked for a sign of life, or is behind.
 
+    None stands for a read of etcd by which more is known, though nothing has come.
+
     A member whose disk hangs, or whom the others cannot hear, has a leader and gives signs of life, and never learns
-    anything: what shows it is that etcd, when it is read, has been further for a beat or more.
+    anything: what shows it is that etcd, when it is read, has been further for two beats or more.
     """
     beat_s = client.config.attempt_timeout_s
+    now_s = asyncio.get_running_loop().time
     silent_beats = 0
-    reached = due = 0  # the revisions at which etcd was a beat ago, and two beats ago
     reading: asyncio.Task[rpc.WatchResponse | None] | None = None
-    asking: asyncio.Task[int] | None = None
+    looking: asyncio.Task[bool] | None = None
     try:
         await stream.write(create)
+        beat_at_s = now_s() + beat_s
         while silent_beats <= _SILENT_BEATS:
             reading = reading or asyncio.create_task(stream.read())
-            await asyncio.wait({reading}, timeout=beat_s)
-            if not reading.done():
-                silent_beats += 1
-                if asking is None or asking.done():
-                    due, reached = reached, asking.result() if asking else 0
-                    asking = asyncio.create_task(_revision(client, prefix))
-                async with asyncio.timeout(beat_s):
-                    await stream.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
-                continue
-            answer, reading, silent_beats = reading.result(), None, 0
-            if answer is None:
-                return
-            if answer.header.revision < due and not (answer.events or answer.canceled):
-                return  # the member is behind
-            yield answer
+            waited = {reading} if looking is None else {reading, looking}
+            left_s = max(beat_at_s - now_s(), 0.0)
+            await asyncio.wait(waited, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                answer, reading, silent_beats = reading.result(), None, 0
+                if answer is None:
+                    return
+                is_news = bool(answer.events) or answer.canceled
+                if not is_news and known.is_overdue(answer.header.revision, client.clock.now_s() - 2 * beat_s):
+                    return  # the member is behind
+                yield answer
+            if looking is not None and looking.done():
+                knows_more, looking = looking.result(), None
+                if knows_more:
+                    yield None
+            if now_s() >= beat_at_s:
+                beat_at_s, silent_beats = now_s() + beat_s, silent_beats + 1
+                looking = looking or asyncio.create_task(_look(client, stream, prefix, known))
+                await _ask_progress(stream, beat_s)
     except TimeoutError:
         return
     finally:
         stream.cancel()
-        for task in (reading, asking):
+        for task in (reading, looking):
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
@@ -213,12 +266,24 @@ async def _answers(
                     task.exception()  # looked at, so that asyncio does not report it as lost
 
 
-async def _revision(client: EtcdClient, prefix: bytes) -> int:
-    """The revision of etcd by a linearizable read; 0 when it cannot be read."""
+async def _look(client: EtcdClient, stream: _Watch, prefix: bytes, known: _Known) -> bool:
+    """Reads where etcd is; whether by that alone more is known. Else the stream is asked how far it is."""
+    began_s, reached = client.clock.now_s(), known.revision
     try:
-        return (await client.get(prefix))[1].revision
+        revision = (await client.get(prefix))[1].revision
     except EtcdError:
-        return 0
+        return False
+    if revision < reached:  # its history was set back, which a new stream will show
+        return False
+    if known.note(began_s, revision):
+        return True
+    await _ask_progress(stream, client.config.attempt_timeout_s)
+    return False
+
+
+async def _ask_progress(stream: _Watch, limit_s: float) -> None:
+    async with asyncio.timeout(limit_s):
+        await stream.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
 
 
 def _refusal(answer: rpc.WatchResponse) -> Compacted | RpcFailed:

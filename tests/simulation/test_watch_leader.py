@@ -189,7 +189,7 @@ async def test_what_was_seen_is_not_told_again_where_a_sign_of_life_ran_ahead() 
 
         machine.transport.after_call = slow
         seen = await reign.begin()
-        view._mirror._take(Heard(seen))
+        view._mirror._take(Heard(seen, 0.0))
         async with watching(view, after=seen) as events:
             await asyncio.sleep(1)
             ended = await reign.end()
@@ -265,6 +265,51 @@ async def test_a_reader_that_lags_is_told_how_old_each_event_is() -> None:
             assert missed[2].source.age_s > 4
             await asyncio.sleep(3)
             assert (await anext(events)).source.age_s == view.source().age_s < 2
+
+
+@virtual
+@pytest.mark.parametrize("held", [methods.WATCH.path, None], ids=["the watch", "everything"])
+async def test_what_was_held_up_is_not_called_fresh(held: str | None) -> None:
+    """By a network, or by a pause of the process: a sign of life may wait before the news that a term is over."""
+    released = asyncio.Event()
+
+    async def hold(_: int, method: Method[Any, Any], answer: Message) -> None:
+        if held in (method.path, None):
+            await released.wait()
+
+    async with viewing(world()) as (machine, view, reign):
+        await reign.begin("old")
+        await asyncio.sleep(1.1)
+        machine.transport.after_call = hold
+        await asyncio.sleep(1.2)  # longer than a beat
+        over_s = machine.clock.now_s()
+        await reign.end()
+        await reign.begin("new")
+        await asyncio.sleep(0.3)
+        released.set()
+        while (answer := await view.leader(ELECTION)).value is None or answer.value.id != "new":
+            assert machine.clock.now_s() - answer.source.age_s < over_s
+            await asyncio.sleep(0.0001)
+
+
+@virtual
+async def test_a_member_that_the_others_cannot_hear_makes_no_answer_fresh() -> None:
+    """It gives signs of life, and does not learn what the others know."""
+    here = world()
+    async with viewing(here) as (machine, view, reign):
+        await reign.begin("old")
+        await asyncio.sleep(1.1)
+        here.etcd.isolate(machine.client.member)
+        reign.client.avoid(machine.client.member)
+        over_s = machine.clock.now_s()
+        await reign.end()
+        await reign.begin("new")
+        await asyncio.sleep(0.5)
+        assert (old := await view.leader(ELECTION)).value is not None
+        assert old.value.id == "old"
+        while (answer := await view.leader(ELECTION)).value is None or answer.value.id != "new":
+            assert machine.clock.now_s() - answer.source.age_s < over_s
+            await asyncio.sleep(0.05)
 
 
 @virtual

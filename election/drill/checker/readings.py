@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from election.drill.checker.eras import Terms, terms_in_etcd
-from election.drill.checker.harm import harms, times
+from election.drill.checker.harm import times
 from election.drill.checker.verdict import Verdict
 from election.drill.checker.violation import Violation
 from election.drill.history import Fact, History
@@ -14,10 +14,6 @@ from election.drill.vocabulary import Done, Told
 from election.token import Token
 
 READERS = "readers"
-_SLACK_S = 1.0
-"""An answer may be older than it says by the time that etcd's members need to tell each other."""
-_HURT_SLACK_S = 6.0
-"""The same when a member may have lost the others, or have stood still: see `election.reader.Source`."""
 
 
 def readings(history: History, holes: Sequence[str]) -> Verdict:
@@ -86,28 +82,23 @@ def _may_be_lost(token: Token, known: Sequence[Terms]) -> bool:
 
 
 def _too_old(history: History, told: Sequence[Fact]) -> Iterator[Violation]:
-    """A leader that was over, for longer than the answer says that it may be old. Of a watch nobody can tell that."""
+    """A leader that was over by the moment that the answer is as of. Of a watch nobody can tell that."""
     over_at_s: dict[Token, float] = {}
     for terms in terms_in_etcd(history):  # a term may be there again when etcd was set back
         for token in terms.known:
             over_at_s[token] = terms.over_at_s.get(token, float("inf"))
-    hurt = harms(history)
     for fact in told:
         if fact.more["via"] != "get" or "token" not in fact.more:
             continue
-        of_s = fact.at_s - fact.more["age_s"]
-        late_s = of_s - over_at_s.get(_token(fact), float("inf"))
-        if late_s <= _SLACK_S:
-            continue
-        is_hurt = any(each.overlaps(of_s - _HURT_SLACK_S, fact.more["ended_at_s"]) for each in hurt)
-        if late_s > (_HURT_SLACK_S if is_hurt else _SLACK_S):
+        late_s = _of_s(fact) - over_at_s.get(_token(fact), float("inf"))
+        if late_s > 0:
             text = f"told {_who(fact)} as of {fact.more['age_s']:.3f} s ago, which was over for {late_s:.3f} s by then"
             yield _violation(fact, text)
 
 
 def _of_s(fact: Fact) -> float:
-    """How long ago that was true which was told, as the answer says, and a little more."""
-    return fact.at_s - float(fact.more["age_s"]) - _SLACK_S
+    """When that was true which was told, as the answer says."""
+    return fact.at_s - float(fact.more["age_s"])
 
 
 def _token(fact: Fact) -> Token:
