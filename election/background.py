@@ -13,6 +13,9 @@ from election.errors import ElectionError
 
 T = TypeVar("T")
 
+_SETTLE_S = 1.0
+"""For so long what was cancelled may take to end."""
+
 
 class Running(Generic[T]):
     """A coroutine that runs in the background; `ended` is called when it has ended, in whatever thread."""
@@ -144,8 +147,18 @@ class Background:
             self._loop.call_soon_threadsafe(function)
 
     def close(self) -> None:
-        """Ends the loop and the thread; what still runs ends where it is."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        """Ends the loop and the thread; what still runs ends where it is.
+
+        Calls that were cancelled have yet to hear of it: gRPC writes tracebacks where their loop is gone by then.
+        """
+
+        async def settle() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            if others and not self._running:
+                await asyncio.wait(others, timeout=_SETTLE_S)
+            self._loop.stop()
+
+        self._loop.call_soon_threadsafe(lambda: self._loop.create_task(settle()))
         self._thread.join()
         self._loop.close()
         for running in tuple(self._running):

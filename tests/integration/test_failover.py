@@ -29,7 +29,8 @@ async def test_a_thousand_watchers_and_two_hundred_sessions_outlive_their_server
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(connect(etcd_cluster.endpoints, namespace=namespace))
         servers = [await stack.enter_async_context(served(store, collect=True)) for _ in range(2)]
-        made = [Client([address for _, address in servers], rng=First()) for _ in range(CLIENTS)]
+        addresses = [address for _, address in servers]
+        made = [Client(addresses, call_timeout_s=WAIT_S, attempt_timeout_s=5, rng=First()) for _ in range(CLIENTS)]
         clients = [await stack.enter_async_context(client) for client in made]
         config = AgentConfig(ttl_s=20)
         sessions = [clients[number % CLIENTS].session(f"w{number}", config=config) for number in range(SESSIONS)]
