@@ -32,6 +32,8 @@ from election.pb.etcd import rpc_pb2 as rpc
 _Watch = Stream[rpc.WatchRequest, rpc.WatchResponse]
 _SILENT_BEATS = 2
 """A stream that has not answered this many progress requests in a row is given up."""
+_MOST_READS = 60
+"""So many reads that are ahead of a stream are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,11 @@ class _Known:
     def __init__(self, revision: int, as_of_s: float) -> None:
         self.revision = revision
         self.as_of_s = as_of_s
-        self._reads: deque[tuple[float, int]] = deque()  # when they began, and where etcd was; not yet reached
+        self._reads: deque[tuple[float, int]] = deque(maxlen=_MOST_READS)  # when they began, and where etcd was then
+
+    def begin(self) -> None:
+        """A new stream begins: etcd may have been set back since the reads, so that it never comes as far."""
+        self._reads.clear()
 
     def reach(self, revision: int) -> None:
         """Everything up to a revision has been delivered."""
@@ -190,6 +196,7 @@ async def _read(
         key=prefix, range_end=range_end(prefix), start_revision=max(start_revision - 1, 1), fragment=True
     )
     fragments: list[kv.Event] = []
+    known.begin()
     async with aclosing(_answers(client, stream, prefix, rpc.WatchRequest(create_request=create), known)) as answers:
         async for answer in answers:
             if answer is None:
