@@ -153,8 +153,9 @@ async def watch(
 
     Raises:
         Compacted: when the next event's revision is gone.
-        RolledBack: when a new stream is answered from before `raft_term`, or from before the revision: etcd was
-            restored, and what was known of it may never be contradicted by an event; or the member lags behind.
+        RolledBack: when etcd is read to be where it was before, or a new stream is answered from before `raft_term`, or
+            from before the revision: etcd was restored, and what was known of it may never be contradicted by an event;
+            or the member lags behind.
         EtcdError: for what will not pass by itself.
     """
     known = _Known(start_revision - 1, as_of_s)
@@ -280,8 +281,8 @@ async def _look(client: EtcdClient, stream: _Watch, prefix: bytes, known: _Known
         revision = (await client.get(prefix))[1].revision
     except EtcdError:
         return False
-    if revision < reached:  # its history was set back, which a new stream will show
-        return False
+    if revision < reached:
+        raise RolledBack(f"etcd is at revision {revision}, and {reached} has been seen")
     if known.note(began_s, revision):
         return True
     await _ask_progress(stream, client.config.attempt_timeout_s)

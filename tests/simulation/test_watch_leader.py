@@ -313,6 +313,34 @@ async def test_a_member_that_the_others_cannot_hear_makes_no_answer_fresh() -> N
 
 
 @virtual
+@pytest.mark.parametrize("arrives", [True, False])
+async def test_a_view_is_fresh_again_after_a_restore_that_nothing_else_shows(arrives: bool) -> None:
+    """Etcd had been further, as the watch has said or as a read has; no event that was delivered is undone."""
+    here = world()
+    async with viewing(here) as (machine, view, reign):
+        begun = await reign.begin("a")
+        await asyncio.sleep(1.1)
+        snapshot = here.etcd.snapshot()
+        released = asyncio.Event()
+
+        async def hold(_: int, method: Method[Any, Any], answer: Message) -> None:
+            if method.path == methods.WATCH.path:
+                await released.wait()
+
+        machine.transport.after_call = hold
+        for _ in range(5):
+            await reign.client.put(b"/elsewhere", b"")
+        await asyncio.sleep(1.2)  # longer than a beat
+        machine.transport.after_call = None
+        here.etcd.restore(snapshot)
+        if arrives:
+            released.set()
+        await asyncio.sleep(SETTLED_S)
+        assert view.source().age_s < 2
+        assert (await view.leader(ELECTION)).source.revision == begun
+
+
+@virtual
 async def test_what_was_missed_last_is_not_the_newest_when_more_has_happened() -> None:
     """A reader that rests between what it missed and what happens then is not told that a term is still there."""
     async with viewing(world()) as (_, view, reign):
