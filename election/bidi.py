@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, Generic, TypeVar, cast
 
 import grpc
@@ -46,7 +47,8 @@ class TrueStatus:
         return None if status.code() is grpc.StatusCode.OK else status
 
     def _note(self, call: grpc.aio.Call) -> None:
-        self._first = _status_of(call)
+        with suppress(Exception):  # of an interceptor: the call has no status, and raises that
+            self._first = _status_of(call)
 
 
 def _status_of(call: Any) -> grpc.aio.AioRpcError:

@@ -150,7 +150,7 @@ class ShuttingDown(ElectionError):
 
 
 class ViewStale(ElectionError):
-    """What is in memory is too old to answer from: etcd has not been heard for too long."""
+    """What is in memory is too old to answer from: nothing newer is known of etcd."""
 
 
 class Unauthenticated(ElectionError):

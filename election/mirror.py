@@ -184,7 +184,6 @@ class Mirror:
             try:
                 async with aclosing(follow(self._client, self._prefix, backoff)) as items:
                     async for item in items:
-                        self.as_of_s = max(item.as_of_s, self.as_of_s)
                         self._take(item)
             except EtcdError as error:
                 if not self.listed.is_set():
@@ -195,14 +194,18 @@ class Mirror:
     def _take(self, item: Snapshot | Changes | Heard) -> None:
         match item:
             case Snapshot(revision):
+                self.as_of_s = item.as_of_s
                 self._replace(item)
                 self._reached.set(revision)
                 self.listed.set()
             case Changes(revision, events):
                 for at, group in groupby(events, key=lambda event: event.kv.mod_revision):
+                    if at == revision:  # what was before may have been over by then
+                        self.as_of_s = item.as_of_s
                     self._change(at, list(group))
                 self._reached.set(max(revision, self._reached.value))
             case Heard(revision):
+                self.as_of_s = item.as_of_s
                 self._reached.set(max(revision, self._reached.value))
 
     def _replace(self, snapshot: Snapshot) -> None:

@@ -21,7 +21,7 @@ _ADVICE = (
     ("Connection refused", "connection refused: nothing listens there"),
     ("Domain name not found", "no host has this name"),
 )
-_UNCONNECTED = "failed to connect", "errors resolving"
+_UNCONNECTED = "failed to connect", "errors resolving", "DNS resolution failed"
 
 
 def reason_in_one_line(text: str) -> str:

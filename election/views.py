@@ -97,7 +97,7 @@ class View:
         source = self._mirror.source()
         if source.age_s > self._max_age_s:
             raise ViewStale(
-                f"etcd has not been heard for {source.age_s:.1f} s (the limit is {self._max_age_s:g} s): "
+                f"nothing is known of etcd for {source.age_s:.1f} s (the limit is {self._max_age_s:g} s): "
                 "an answer from memory might not be true any more"
             )
         return source

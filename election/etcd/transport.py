@@ -30,7 +30,7 @@ Received = TypeVar("Received", covariant=True)
 
 
 class Stream(Protocol[Sent, Received]):
-    """A call that streams in both directions. Use from one task for reading and any for writing."""
+    """A call that streams in both directions. Use from one task for reading and one at a time for writing."""
 
     async def write(self, request: Sent) -> None:
         """Sends one message; raises RpcFailed when the stream is broken."""

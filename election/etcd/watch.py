@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 from grpc import StatusCode
 
@@ -110,33 +111,43 @@ async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGe
             await client.clock.sleep_s(backoff.next_s())
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A linearizable read of etcd: it was at this revision at a moment between the two, or was further."""
+
+    began_s: float
+    ended_s: float
+    revision: int
+
+
 class _Known:
-    """How far a watch has come, and until when everything is known."""
+    """How far a stream has come, and until when everything is known by it.
+
+    Each stream has one of its own: etcd may have been set back before the next one, and not come as far again.
+    """
 
     def __init__(self, revision: int, as_of_s: float) -> None:
         self.revision = revision
         self.as_of_s = as_of_s
-        self._reads: deque[tuple[float, int]] = deque(maxlen=_MOST_READS)  # when they began, and where etcd was then
-
-    def begin(self) -> None:
-        """A new stream begins: etcd may have been set back since the reads, so that it never comes as far."""
-        self._reads.clear()
+        self._reads: deque[_Read] = deque(maxlen=_MOST_READS)  # those that were further than the stream
 
     def reach(self, revision: int) -> None:
         """Everything up to a revision has been delivered."""
         self.revision = max(self.revision, revision)
-        while self._reads and self._reads[0][1] <= self.revision:
-            self.as_of_s, _ = self._reads.popleft()
+        while self._reads and self._reads[0].revision <= self.revision:
+            self.as_of_s = self._reads.popleft().began_s
 
-    def note(self, began_s: float, revision: int) -> bool:
-        """Etcd was at a revision when a read began; whether that has been reached."""
-        self._reads.append((began_s, revision))
+    def note(self, read: _Read) -> bool:
+        """Etcd was read; whether everything has been delivered up to where it was."""
+        self._reads.append(read)
         self.reach(self.revision)
         return not self._reads
 
-    def is_overdue(self, revision: int, since_s: float) -> bool:
-        """Whether etcd was further than a revision by a moment."""
-        return bool(self._reads) and self._reads[0][0] <= since_s and self._reads[0][1] > revision
+    def has_overtaken(self, answer: rpc.WatchResponse, since_s: float) -> bool:
+        """Whether an answer without news comes from a member that is behind where etcd had been read to be by then."""
+        if answer.events or answer.canceled or not self._reads:
+            return False
+        return self._reads[0].ended_s <= since_s and self._reads[0].revision > answer.header.revision
 
 
 async def watch(
@@ -158,7 +169,6 @@ async def watch(
             or the member lags behind.
         EtcdError: for what will not pass by itself.
     """
-    known = _Known(start_revision - 1, as_of_s)
     next_revision = start_revision
     doubted = False
     while True:
@@ -167,11 +177,13 @@ async def watch(
         except EtcdUnavailable:
             await client.clock.sleep_s(backoff.next_s())
             continue
+        known = _Known(next_revision - 1, as_of_s)
         try:
             async with aclosing(_read(client, stream, prefix, next_revision, raft_term, known)) as items:
                 async for item in items:
                     if isinstance(item, Changes):
                         next_revision = item.revision + 1
+                    as_of_s = item.as_of_s
                     raft_term = max(raft_term, client.raft_term)
                     backoff.reset()
                     doubted = False
@@ -197,7 +209,6 @@ async def _read(
         key=prefix, range_end=range_end(prefix), start_revision=max(start_revision - 1, 1), fragment=True
     )
     fragments: list[kv.Event] = []
-    known.begin()
     async with aclosing(_answers(client, stream, prefix, rpc.WatchRequest(create_request=create), known)) as answers:
         async for answer in answers:
             if answer is None:
@@ -231,13 +242,13 @@ async def _answers(
     None stands for a read of etcd by which more is known, though nothing has come.
 
     A member whose disk hangs, or whom the others cannot hear, has a leader and gives signs of life, and never learns
-    anything: what shows it is that etcd, when it is read, has been further for two beats or more.
+    anything: what shows it is that etcd, when it was read a beat ago, was further.
     """
     beat_s = client.config.attempt_timeout_s
     now_s = asyncio.get_running_loop().time
     silent_beats = 0
     reading: asyncio.Task[rpc.WatchResponse | None] | None = None
-    looking: asyncio.Task[bool] | None = None
+    looking: asyncio.Task[_Read | None] | None = None
     try:
         await stream.write(create)
         beat_at_s = now_s() + beat_s
@@ -250,48 +261,49 @@ async def _answers(
                 answer, reading, silent_beats = reading.result(), None, 0
                 if answer is None:
                     return
-                is_news = bool(answer.events) or answer.canceled
-                if not is_news and known.is_overdue(answer.header.revision, client.clock.now_s() - 2 * beat_s):
-                    return  # the member is behind
+                if known.has_overtaken(answer, client.clock.now_s() - beat_s):
+                    return
                 yield answer
+            asks_progress = False
             if looking is not None and looking.done():
-                knows_more, looking = looking.result(), None
-                if knows_more:
+                read, looking = looking.result(), None
+                if read is not None and known.note(read):
                     yield None
+                else:
+                    asks_progress = True
             if now_s() >= beat_at_s:
-                beat_at_s, silent_beats = now_s() + beat_s, silent_beats + 1
-                looking = looking or asyncio.create_task(_look(client, stream, prefix, known))
-                await _ask_progress(stream, beat_s)
+                beat_at_s, silent_beats, asks_progress = now_s() + beat_s, silent_beats + 1, True
+                looking = looking or asyncio.create_task(_look(client, prefix, known.revision))
+            if asks_progress:
+                async with asyncio.timeout(beat_s):
+                    await stream.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
     except TimeoutError:
         return
     finally:
         stream.cancel()
         for task in (reading, looking):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait({task})
-                if not task.cancelled():
-                    task.exception()  # looked at, so that asyncio does not report it as lost
+            await _drop(task)
 
 
-async def _look(client: EtcdClient, stream: _Watch, prefix: bytes, known: _Known) -> bool:
-    """Reads where etcd is; whether by that alone more is known. Else the stream is asked how far it is."""
-    began_s, reached = client.clock.now_s(), known.revision
+async def _look(client: EtcdClient, prefix: bytes, reached: int) -> _Read | None:
+    """Reads where etcd is; None when it cannot be read."""
+    began_s = client.clock.now_s()
     try:
         revision = (await client.get(prefix))[1].revision
     except EtcdError:
-        return False
+        return None
     if revision < reached:
         raise RolledBack(f"etcd is at revision {revision}, and {reached} has been seen")
-    if known.note(began_s, revision):
-        return True
-    await _ask_progress(stream, client.config.attempt_timeout_s)
-    return False
+    return _Read(began_s, client.clock.now_s(), revision)
 
 
-async def _ask_progress(stream: _Watch, limit_s: float) -> None:
-    async with asyncio.timeout(limit_s):
-        await stream.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
+async def _drop(task: asyncio.Task[Any] | None) -> None:
+    """Ends a task, whatever it brings."""
+    if task is not None:
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # looked at, so that asyncio does not report it as lost
 
 
 def _refusal(answer: rpc.WatchResponse) -> Compacted | RpcFailed:

@@ -111,5 +111,6 @@ async def watching(clients: list[Client]) -> AsyncIterator[list[list[int]]]:
             while not all(crowd):
                 await asyncio.sleep(0.1)
         yield crowd
+        assert not any(task.done() for task in tasks), "a watcher has given up"
         for task in tasks:
             task.cancel()

@@ -341,6 +341,97 @@ async def test_a_view_is_fresh_again_after_a_restore_that_nothing_else_shows(arr
 
 
 @virtual
+@pytest.mark.parametrize("terms", [0, 5])
+async def test_a_read_from_before_a_restore_keeps_no_watch_from_going_on(terms: int) -> None:
+    """It had been ahead of the watch, whose member nothing came from: etcd does not come as far again."""
+    here = world()
+    async with viewing(here) as (machine, view, reign):
+        await reign.begin("old")
+        snapshot = here.etcd.snapshot()
+        for _ in range(terms):
+            here.etcd.change_leader()
+            await asyncio.sleep(1)
+        for _ in range(50):
+            await reign.client.put(b"/elsewhere", b"")
+        await asyncio.sleep(3)
+        member = machine.client.member
+
+        async def hold(which: int, method: Method[Any, Any], answer: Message) -> None:
+            if method.path == methods.WATCH.path and which == member:
+                await asyncio.Event().wait()
+
+        machine.transport.after_call = hold
+        for _ in range(5):
+            await reign.client.put(b"/elsewhere", b"")
+        await asyncio.sleep(2)
+        here.etcd.restore(snapshot)
+        machine.transport.after_call = None
+        await reign.end()
+        await reign.begin("new")
+        await asyncio.sleep(SETTLED_S)
+        for _ in range(60):
+            answer = await view.leader(ELECTION)
+            assert answer.value is not None
+            assert (answer.value.id, answer.source.age_s < 2) == ("new", True)
+            await asyncio.sleep(1)
+
+
+@virtual
+async def test_revisions_from_before_a_restore_date_nothing() -> None:
+    """Etcd comes as far again with another history, which the watch has not told yet."""
+    released, here = asyncio.Event(), world()
+
+    async def hold(_: int, method: Method[Any, Any], answer: Message) -> None:
+        if method.path == methods.WATCH.path:
+            await released.wait()
+
+    async with viewing(here) as (machine, view, reign):
+        await reign.begin("old")
+        snapshot = here.etcd.snapshot()
+        for _ in range(20):
+            await reign.client.put(b"/elsewhere", b"")
+        await asyncio.sleep(3)
+        here.etcd.restore(snapshot)
+        await asyncio.sleep(2)
+        machine.transport.after_call = hold
+        over_s = machine.clock.now_s()
+        await reign.end()
+        await reign.begin("new")
+        for _ in range(18):
+            await reign.client.put(b"/elsewhere", b"")
+        for _ in range(40):
+            await asyncio.sleep(0.1)
+            answer = await view.leader(ELECTION)
+            assert answer.value is not None
+            assert answer.value.id == "new" or machine.clock.now_s() - answer.source.age_s < over_s
+        released.set()
+
+
+@virtual
+async def test_what_is_delivered_together_with_its_end_is_dated_before_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watch that begins anew elsewhere catches up with a whole term at once, and takes longer than a beat for it."""
+    monkeypatch.setattr("tests.fake.watches.CATCH_UP_S", 1.5)
+    here = world()
+    async with viewing(here) as (machine, view, reign):
+        await reign.begin("a")
+        over_s: dict[str, float] = {}
+        async with watching(view) as events:
+            told_at_s = [machine.clock.now_s()]
+            await asyncio.sleep(2.5)
+            here.etcd.stop(machine.client.member)
+            for who, after in (("a", "b"), ("b", "c")):
+                await reign.end()
+                over_s[who] = machine.clock.now_s()
+                await reign.begin(after)
+            while len(events) < 5:
+                await asyncio.sleep(0.01)
+                told_at_s += [machine.clock.now_s()] * (len(events) - len(told_at_s))
+        for at_s, event in zip(told_at_s, events, strict=True):
+            if event.leader is not None and event.leader.id in over_s:
+                assert at_s - event.source.age_s - 0.02 < over_s[event.leader.id]
+
+
+@virtual
 async def test_what_was_missed_last_is_not_the_newest_when_more_has_happened() -> None:
     """A reader that rests between what it missed and what happens then is not told that a term is still there."""
     async with viewing(world()) as (_, view, reign):

@@ -14,6 +14,8 @@ from election.drill.vocabulary import Done, Told
 from election.token import Token
 
 READERS = "readers"
+_SET_BACK_S = 1.0
+"""Etcd may go on for so long after it is noted that it is set back."""
 
 
 def readings(history: History, holes: Sequence[str]) -> Verdict:
@@ -63,7 +65,7 @@ def _untrue(history: History, told: Sequence[Fact]) -> Iterator[Violation]:
         if known and set_back_s and fact.more["ended_at_s"] > set_back_s[0] and fact.more["revision"] < known[-1].first:
             continue  # a revision from before, or one that nobody has seen
         eras = zip(known, set_back_s, strict=False)
-        if any(_of_s(fact) <= at_s and fact.more["revision"] > era.last for era, at_s in eras):
+        if any(_of_s(fact) <= at_s + _SET_BACK_S and fact.more["revision"] > era.last for era, at_s in eras):
             continue  # one that nobody has seen, whatever has its number now
         token = _token(fact) if "token" in fact.more else None
         there = [leading for terms in known if (leading := terms.at(fact.more["revision"])) is not None]
