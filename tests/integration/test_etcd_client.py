@@ -279,7 +279,8 @@ async def test_a_watch_leaves_a_member_that_hangs(fresh_cluster: EtcdCluster, pr
             put = await writer.put(prefix, b"v")
             began_at_s = time.monotonic()
             changes = await next_item(items)
-            assert isinstance(changes, Changes)
+            while isinstance(changes, Heard):  # by a read of etcd, from before the pause
+                changes = await next_item(items)
             assert changes.revision == put.header.revision
             assert time.monotonic() - began_at_s < 5 * ATTEMPT_S
 
