@@ -241,12 +241,15 @@ async def _answers(
 
     None stands for a read of etcd by which more is known, though nothing has come.
 
+    A watch is asked how far it is no sooner than a beat after it was created: until it has caught up, which takes some
+    100 ms, etcd before 3.4.25 and 3.5.8 says how far etcd is itself (#15220).
+
     A member whose disk hangs, or whom the others cannot hear, has a leader and gives signs of life, and never learns
     anything: what shows it is that etcd, when it was read a beat ago, was further.
     """
     beat_s = client.config.attempt_timeout_s
     now_s = asyncio.get_running_loop().time
-    silent_beats = 0
+    silent_beats, is_created = 0, False
     reading: asyncio.Task[rpc.WatchResponse | None] | None = None
     looking: asyncio.Task[_Read | None] | None = None
     try:
@@ -259,10 +262,10 @@ async def _answers(
             await asyncio.wait(waited, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
                 answer, reading, silent_beats = reading.result(), None, 0
-                if answer is None:
+                if answer is None or known.has_overtaken(answer, client.clock.now_s() - beat_s):
                     return
-                if known.has_overtaken(answer, client.clock.now_s() - beat_s):
-                    return
+                if answer.created:
+                    is_created, beat_at_s = True, now_s() + beat_s
                 yield answer
             asks_progress = False
             if looking is not None and looking.done():
@@ -272,8 +275,10 @@ async def _answers(
                 else:
                     asks_progress = True
             if now_s() >= beat_at_s:
-                beat_at_s, silent_beats, asks_progress = now_s() + beat_s, silent_beats + 1, True
-                looking = looking or asyncio.create_task(_look(client, prefix, known.revision))
+                beat_at_s, silent_beats = now_s() + beat_s, silent_beats + 1
+                if is_created:
+                    looking = looking or asyncio.create_task(_look(client, prefix, known.revision))
+                    asks_progress = True
             if asks_progress:
                 async with asyncio.timeout(beat_s):
                     await stream.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
