@@ -32,7 +32,8 @@ class Source:
     it is as old as what was known when it was seen; what was reaped before a watch began, as old as the watch.
 
     It is no older than that, also where a network, a member of etcd that lags behind or a pause of the process has held
-    something up: the age counts from when a linearizable read of etcd began, as far as which everything was delivered.
+    something up: the age counts from when a linearizable read of etcd began, and everything was delivered since up to
+    where etcd was then.
     In etcd before 3.4.25 and 3.5.8 a watch can say that it has delivered what it has not yet (#15220).
     """
 

@@ -78,9 +78,9 @@ class View(google.protobuf.message.Message):
     """The namespace that the server serves."""
     @property
     def age(self) -> google.protobuf.duration_pb2.Duration:
-        """How long ago the answer was complete at least: the server has asked etcd then where it was, and has been told
-        everything up to there. Zero when it asked etcd for this. An event that is sent while newer ones wait behind it is
-        as old as what the server knew when it saw it.
+        """How old the answer is, at most: so long ago the server began a read of etcd, and it has been told everything up to
+        where etcd was then. Zero when it asked etcd for this. An event that is sent while newer ones wait behind it is as
+        old as what the server knew when it saw it.
         """
 
     def __init__(
