@@ -188,13 +188,19 @@ class Predecessor:
             self._awaited.set(self._awaited.value - 1)
 
     async def _has_stopped(self, leader: Candidate) -> bool:
-        """Whether it has said that its work is over."""
+        """Whether it has said that its work is over, though others may have said it of their own terms since."""
+        key, at = self._keyspace.ended(leader.election), 0
         try:
             async with asyncio.timeout(_LOOK_S):
-                said, _ = await self._client.get(self._keyspace.ended(leader.election))
+                while True:
+                    said, _ = await self._client.get(key, revision=at)
+                    if said is None or said.mod_revision < leader.created:
+                        return False
+                    if said.value == ended_value(leader.key.encode()):
+                        return True
+                    at = said.mod_revision - 1
         except (EtcdError, TimeoutError):
             return False
-        return said is not None and said.value == ended_value(leader.key.encode())
 
     async def _end(self, leader: Candidate) -> bool:
         """Ends the lease of who was robbed of its key alone, and might renew it for as long as it has not heard."""

@@ -104,9 +104,9 @@ class EtcdClient:
 
     # --- key-value -----------------------------------------------------------------------------------------
 
-    async def get(self, key: bytes) -> tuple[kv.KeyValue | None, rpc.ResponseHeader]:
-        """Reads one key, linearizably."""
-        answer = await self.range(rpc.RangeRequest(key=key))
+    async def get(self, key: bytes, *, revision: int = 0) -> tuple[kv.KeyValue | None, rpc.ResponseHeader]:
+        """Reads one key, linearizably, or as it was at a revision; raises Compacted where that is gone."""
+        answer = await self.range(rpc.RangeRequest(key=key, revision=revision))
         return (answer.kvs[0] if answer.kvs else None), answer.header
 
     async def list(self, prefix: bytes) -> rpc.RangeResponse:

@@ -269,6 +269,11 @@ async def test_a_strangers_candidate_is_queued_with_ours(store: Store) -> None:
     ran, ours = Ran(), store.candidate(ELECTION, id="ours", config=QUICK)
     async with store.view() as view, stranger(store, b"alice") as campaign:
         first = (await campaign).leader
+
+        async def alice_leads() -> bool:
+            return (await view.leader(ELECTION)).value is not None
+
+        await until_true(alice_leads)
         async with standing(ran, ours), stranger(store, b"bob") as behind:
             held_since_s = CLOCK.now_s()
             # Longer than the TTL: all three would be gone by now if they were not renewed.

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from election.etcd import methods, txn
 from election.etcd.methods import Method
 from election.leadership import Campaigning, Leading
+from election.pb.etcd import rpc_pb2 as rpc
 from election.pb.etcd.kv_pb2 import Event
 from tests.fake.clock import virtual
 from tests.simulation.world import ELECTION, KEYS, Machine, Node, World, leads, standing, world
@@ -170,6 +171,28 @@ async def test_who_leaves_says_that_it_has_stopped_before_its_key_goes() -> None
     assert (gone.type, gone.kv.key) == (Event.DELETE, KEYS.candidate(ELECTION, alone.lease))
     told = [event.kv.value for event in written if event.kv.key == KEYS.ended(ELECTION)]
     assert told == [f"{state.lease:x}".encode() for state in (handed_over, alone)]
+
+
+@virtual
+async def test_what_was_said_is_found_though_others_have_said_it_since() -> None:
+    """The term after it may be over, too, before somebody looks."""
+    here = world()
+    async with settled(here, "a", "b") as (stranger, [a, b]):
+        said, later = KEYS.ended(ELECTION), asyncio.Event()
+
+        async def hold(_: int, method: Method[Any, Any], request: Message) -> None:
+            if isinstance(request, rpc.RangeRequest) and request.key == said:
+                await later.wait()
+
+        b.transport.before_call = hold
+        await rob(stranger, a, "lease")
+        while (await stranger.client.get(said))[0] is None:
+            await asyncio.sleep(0.01)
+        await stranger.client.put(said, b"another one's")
+        later.set()
+        async with asyncio.timeout(1):
+            await leads(b)
+    here.check_spans()
 
 
 @virtual
