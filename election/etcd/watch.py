@@ -113,7 +113,7 @@ async def follow(client: EtcdClient, prefix: bytes, backoff: Backoff) -> AsyncGe
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A linearizable read of etcd: it was at this revision at a moment between the two, or was further."""
+    """A linearizable read of etcd: from when until when, and the revision that it brought."""
 
     began_s: float
     ended_s: float
@@ -143,8 +143,8 @@ class _Known:
         self.reach(self.revision)
         return not self._reads
 
-    def has_overtaken(self, answer: rpc.WatchResponse, since_s: float) -> bool:
-        """Whether an answer without news comes from a member that is behind where etcd had been read to be by then."""
+    def is_behind(self, answer: rpc.WatchResponse, since_s: float) -> bool:
+        """Whether an answer without news is from a member that lags: a read had brought more by then."""
         if answer.events or answer.canceled or not self._reads:
             return False
         return self._reads[0].ended_s <= since_s and self._reads[0].revision > answer.header.revision
@@ -262,7 +262,7 @@ async def _answers(
             await asyncio.wait(waited, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
                 answer, reading, silent_beats = reading.result(), None, 0
-                if answer is None or known.has_overtaken(answer, client.clock.now_s() - beat_s):
+                if answer is None or known.is_behind(answer, client.clock.now_s() - beat_s):
                     return
                 if answer.created:
                     is_created, beat_at_s = True, now_s() + beat_s
