@@ -125,18 +125,7 @@ class Caller:
 
     async def call(self, path: str, request: Any = None, *, timeout_s: float | None = WAIT_S) -> Outcome:
         """Calls a method of ours and reads one message; OK when there is one."""
-        call = self.start(path, request, timeout_s=timeout_s)
-        status = TrueStatus(call)
-        try:
-            async with asyncio.timeout(WAIT_S):
-                message = await (call.read() if METHODS[path].server_streaming else call)
-                if message is grpc.aio.EOF:
-                    return Outcome(await call.code())
-                return Outcome(StatusCode.OK)
-        except grpc.aio.AioRpcError as error:
-            return outcome(await status.error() or error)
-        finally:
-            call.cancel()
+        return await first_of(self.start(path, request, timeout_s=timeout_s), streams=METHODS[path].server_streaming)
 
     def start(self, path: str, request: Any = None, *, timeout_s: float | None = WAIT_S) -> Any:
         """The call itself."""
@@ -158,6 +147,19 @@ class Caller:
 def outcome(error: grpc.aio.AioRpcError) -> Outcome:
     """What a status says."""
     return Outcome(error.code(), reason_in(error.trailing_metadata()), error.details() or "")
+
+
+async def first_of(call: Any, *, streams: bool = True) -> Outcome:
+    """How a call begins: OK when there is a message."""
+    status = TrueStatus(call)
+    try:
+        async with asyncio.timeout(WAIT_S):
+            message = await (call.read() if streams else call)
+            return Outcome(await call.code() if message is grpc.aio.EOF else StatusCode.OK)
+    except grpc.aio.AioRpcError as error:
+        return outcome(await status.error() or error)
+    finally:
+        call.cancel()
 
 
 @asynccontextmanager

@@ -6,15 +6,12 @@ import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-import grpc.aio
 import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc  # type: ignore[import-untyped]
 
-from election.bidi import TrueStatus
 from election.config import TlsConfig
 from election.server.access.bearer import JwtConfig
 from election.server.access.gate import AccessConfig
@@ -25,8 +22,8 @@ from tests.integration.served_access import (
     Handlers,
     Outcome,
     calling,
+    first_of,
     need_openssl,
-    outcome,
     serving_access,
     without_certificate,
 )
@@ -138,18 +135,6 @@ async def is_healthy(caller: Caller) -> Outcome:
     """Whether the server tells how it is."""
     stub = health_pb2_grpc.HealthStub(caller.channel)
     return await first_of(stub.Watch(health_pb2.HealthCheckRequest(), timeout=10, metadata=caller.metadata))
-
-
-async def first_of(call: Any) -> Outcome:
-    """How a raw stream begins."""
-    status = TrueStatus(call)
-    try:
-        await call.read()
-    except grpc.aio.AioRpcError as error:
-        return outcome(await status.error() or error)
-    finally:
-        call.cancel()
-    return Outcome(StatusCode.OK)
 
 
 @pytest.fixture
